@@ -1,0 +1,97 @@
+# Every task a person does. `make` alone lists them.
+# What is up to date is decided by content: lib/profiles.py renews a stamp only when what it stands for
+# has changed, and make compares the stamps' times.
+
+PROFILE ?= pocket
+PYTHON ?= python3
+# Arms run side by side, each on one thread.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+VENV := .venv
+PY := $(VENV)/bin/python
+BUILD := build/$(PROFILE)
+STAMPS := $(BUILD)/stamps
+DRAWN := 01_what_pruning_removes 02_error_against_compute 03_improvement_over_dense
+FIGURES := $(DRAWN:%=figures/$(PROFILE)/%.pdf)
+# A -j given to make is passed on; without one, the arms get JOBS.
+PARALLEL = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
+
+export JUPYTER_PLATFORM_DIRS := 1
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.PHONY: help setup figures rerun test test-all notebooks lab lint clean _all_figures _arms
+
+help: ## list these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@echo "Profiles (PROFILE=...): smoke, pocket (the default), paper"
+
+setup: ## make .venv from requirements.txt, when it is missing or out of date
+	@want="$$(cat requirements.txt pyproject.toml | cksum)"; \
+	if [ "$$(cat $(VENV)/stamp 2>/dev/null)" != "$$want" ]; then \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+			{ echo "Error: $(PYTHON) is older than 3.11: give one with PYTHON=path/to/python3.11" >&2; exit 1; }; \
+		echo "Setting up $(VENV): some minutes, once." && \
+		$(PYTHON) -m venv $(VENV) && \
+		$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt && \
+		$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable . && \
+		echo "$$want" > $(VENV)/stamp; \
+	fi
+
+figures: setup ## run the arms of PROFILE that are not done, and draw the figures
+	@$(PY) -m lib.profiles stamps $(PROFILE)
+ifneq ($(PROFILE),paper)
+	@$(MAKE) --no-print-directory --question _arms 2>/dev/null || $(PY) -m lib.estimate $(PROFILE) $(JOBS)
+	@$(MAKE) --silent --no-print-directory $(PARALLEL) _arms
+	@$(PY) -m lib.profiles stamps $(PROFILE)
+else
+	@$(PY) -m lib.profiles warn $(PROFILE)
+endif
+	@$(MAKE) --silent --no-print-directory $(PARALLEL) _all_figures
+	@echo "Figures are in figures/$(PROFILE)."
+
+rerun: setup ## measure the records of PROFILE=paper anew, then draw
+	@$(PY) -m lib.profiles stamps $(PROFILE)
+	@$(MAKE) --no-print-directory --question _arms 2>/dev/null || $(PY) -m lib.estimate $(PROFILE) $(JOBS)
+	@$(MAKE) --silent --no-print-directory $(PARALLEL) _arms
+	@$(PY) -m lib.profiles stamps $(PROFILE)
+	@$(MAKE) --silent --no-print-directory $(PARALLEL) _all_figures
+
+test: setup ## the fast tests, and nbval on the notebooks
+	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest --nbval notebooks -p no:cacheprovider
+
+test-all: test ## the fast tests, and the slow ones that run the whole system
+	$(PY) -m pytest -m slow
+
+notebooks: setup ## execute the notebooks in place, so that they carry their outputs
+	$(PY) -m jupyter nbconvert --execute --inplace --log-level WARN \
+		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+
+lab: setup ## open JupyterLab on the notebooks
+	$(PY) -m jupyter lab --notebook-dir=notebooks
+
+lint: setup ## check and format the code
+	$(PY) -m ruff check --fix lib tests
+	$(PY) -m ruff format lib tests
+
+clean: ## remove what was built (build/, figures of other profiles than paper); the packages stay
+	rm -rf build figures/smoke figures/pocket
+
+# --- below, reached through `figures` and `rerun` only, when the stamps are fresh ------------------
+
+ifneq ($(filter _arms,$(MAKECMDGOALS)),)
+ARMS := $(shell $(PY) -m lib.profiles arms $(PROFILE))
+endif
+
+_arms: $(ARMS:%=$(BUILD)/arms/%.ipynb)
+
+$(BUILD)/arms/%.ipynb: $(STAMPS)/arms/%.json $(STAMPS)/training $(STAMPS)/notebooks/experiment
+	@$(PY) -m lib.execute notebooks/experiment.ipynb $@ $<
+
+_all_figures: $(FIGURES)
+
+figures/$(PROFILE)/%.pdf: $(STAMPS)/notebooks/% $(STAMPS)/drawing $(STAMPS)/draw.json $(STAMPS)/records
+	@$(PY) -m lib.execute notebooks/$*.ipynb $(BUILD)/notebooks/$*.ipynb $(STAMPS)/draw.json

@@ -1,0 +1,1 @@
+"""Compute-optimal transfer by zero-shot structured pruning: pruning and stream training."""

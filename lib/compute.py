@@ -1,0 +1,93 @@
+"""MACs of forward and training, counted a layer at a time, and the ledger that charges them.
+
+One MAC is one multiplication and addition, two FLOPs. Convolutions and linear layers are counted;
+norms, activations and pooling are not.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lib.errors import UserError
+
+
+@dataclass(frozen=True)
+class LayerMacs:
+    """MACs of one layer for one image: its output, and the gradients that training needs of it."""
+
+    forward: int
+    weight_grad: int
+    input_grad: int
+
+
+def count_macs(network: nn.Module, image_size: int) -> dict[str, LayerMacs]:
+    """MACs of each convolution and linear layer by module name, for one square RGB image.
+
+    The weight gradient costs as much as the forward pass where the weight is trainable, the input
+    gradient as much again where anything upstream is. Runs on meta tensors: nothing is computed.
+    """
+    layers: dict[str, LayerMacs] = {}
+    images = 2  # batch norms in training mode refuse a single value a channel
+
+    def record(name: str):
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            each_output = layer.weight[0].numel()
+            forward = output.numel() // images * each_output
+            layers[name] = LayerMacs(
+                forward,
+                forward if layer.weight.requires_grad else 0,
+                forward if inputs[0].requires_grad else 0,
+            )
+
+        return hook
+
+    counted = [(n, m) for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    handles = [module.register_forward_hook(record(name)) for name, module in counted]
+    state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    meta = {name: tensor.to("meta") for name, tensor in state.items()}
+    try:
+        with torch.enable_grad():
+            functional_call(network, meta, torch.empty(images, 3, image_size, image_size, device="meta"))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return layers
+
+
+def forward_macs(network: nn.Module, image_size: int) -> int:
+    """MACs of the forward pass of one image."""
+    return sum(layer.forward for layer in count_macs(network, image_size).values())
+
+
+def training_macs(network: nn.Module, image_size: int) -> int:
+    """MACs of the forward and backward pass of one image, given what is trainable."""
+    return sum(
+        layer.forward + layer.weight_grad + layer.input_grad
+        for layer in count_macs(network, image_size).values()
+    )
+
+
+@dataclass
+class Ledger:
+    """The compute that a task may spend and has spent, in MACs, by what it was spent on."""
+
+    limit: int
+    spent: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return sum(self.spent.values())
+
+    @property
+    def left(self) -> int:
+        return self.limit - self.total
+
+    def charge(self, purpose: str, macs: int) -> None:
+        """Spend `macs` on `purpose`. Raises UserError before the limit would be crossed."""
+        if macs > self.left:
+            raise UserError(
+                f"{purpose} needs {macs} MACs and {self.left} of {self.limit} are left: raise the budget."
+            )
+        self.spent[purpose] = self.spent.get(purpose, 0) + macs

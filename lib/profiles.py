@@ -1,0 +1,100 @@
+"""The profiles of `make figures`: which arms each runs. Standard library only, so that make can ask often.
+
+python -m lib.profiles arms PROFILE         names of the profile's arms
+python -m lib.profiles stamps PROFILE       renew, under build/, the stamps whose content changed
+python -m lib.profiles warn PROFILE         say which committed records are of older code
+"""
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+from lib.errors import UserError, exit_with_one_sentence
+from lib.paths import BUILD, PAPER_RECORDS, ROOT
+from lib.stamps import hash_of, training_code_hash
+
+PROFILES = ROOT / "notebooks" / "profiles.toml"
+
+
+def arms_of(profile: str) -> dict[str, dict]:
+    """The fields of each arm's RunSpec by the arm's name, in order. Raises UserError if unknown."""
+    profiles = tomllib.loads(PROFILES.read_text())
+    if profile not in profiles:
+        raise UserError(f"Unknown PROFILE={profile}: expected one of {', '.join(profiles)}.")
+    common = profiles[profile]["common"]
+    return {name: {**common, **fields} for name, fields in profiles[profile]["arms"].items()}
+
+
+def records_file(profile: str, arm: str) -> Path:
+    """Where an arm's records lie: committed for the paper, under build/ for the others."""
+    folder = PAPER_RECORDS if profile == "paper" else BUILD / profile / "arms"
+    return folder / f"{arm}.parquet"
+
+
+def is_done(profile: str, arm: str) -> bool:
+    """Whether an arm's executed notebook is newer than what it depends on, as make sees it."""
+    folder = BUILD / profile
+    needed = (f"arms/{arm}.json", "training", "notebooks/experiment")
+    done = folder / "arms" / f"{arm}.ipynb"
+    return done.exists() and all(
+        done.stat().st_mtime >= (folder / "stamps" / name).stat().st_mtime for name in needed
+    )
+
+
+def write_stamps(profile: str) -> None:
+    """Renew what make compares: a file changes, and so gets a new time, only when its content does.
+
+    `training` and `drawing` hold hashes of the code, `records` one of the records there are;
+    `arms/<name>.json` and `draw.json` are the notebooks' parameters.
+    """
+    folder = BUILD / profile
+    drawing = [ROOT / "lib" / name for name in ("analysis.py", "plots.py")]
+    texts = {"training": training_code_hash(), "drawing": hash_of(drawing)}
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        texts[f"notebooks/{notebook.stem}"] = _sources(notebook)
+    for arm, fields in arms_of(profile).items():
+        texts[f"arms/{arm}.json"] = json.dumps(
+            {**fields, "records_file": str(records_file(profile, arm).relative_to(ROOT))}, indent=1
+        )
+    records = [records_file(profile, arm) for arm in arms_of(profile)]
+    texts["records"] = hash_of(file for file in records if file.exists())
+    texts["draw.json"] = json.dumps({"profile": profile, "save_figures_to": profile})
+    for name, text in texts.items():
+        path = folder / "stamps" / name
+        if not path.exists() or path.read_text() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+
+def newer_code(profile: str) -> list[str]:
+    """Arms whose committed records were measured by other training code than today's."""
+    now = training_code_hash()
+    return [
+        arm for arm in arms_of(profile)
+        if json.loads(records_file(profile, arm).with_suffix(".json").read_text())["training_code"] != now
+    ]  # fmt: skip
+
+
+def _sources(notebook: Path) -> str:
+    """A notebook's code: a change of its outputs or prose reruns nothing."""
+    cells = json.loads(notebook.read_text())["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+if __name__ == "__main__":
+    with exit_with_one_sentence():
+        match sys.argv[1:]:
+            case ["arms", name]:
+                print(*arms_of(name))
+            case ["stamps", name]:
+                write_stamps(name)
+            case ["warn", name]:
+                if arms := newer_code(name):
+                    print(
+                        f"Warning: the code that trains has changed since the records of {', '.join(arms)} "
+                        f"were measured; they are redrawn as they are. `make rerun PROFILE={name}` "
+                        "measures them anew.", file=sys.stderr,
+                    )  # fmt: skip
+            case _:
+                raise UserError("Usage: python -m lib.profiles {arms,stamps,warn} PROFILE")

@@ -1,0 +1,296 @@
+"""From a RunSpec to records: run one arm over a stream, resumable after every task and budget."""
+
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from lib.backbones import Backbone, list_backbones, load_backbone
+from lib.compute import Ledger, forward_macs, training_macs
+from lib.cpu import set_up_cpu
+from lib.errors import UserError
+from lib.files import atomic_path, write_json
+from lib.learners import LEARNERS
+from lib.learning_rate import learning_rate
+from lib.paths import DATA
+from lib.progress import report
+from lib.provenance import provenance
+from lib.pruning import plan_pruning
+from lib.pruning.allocate import SCOPES
+from lib.pruning.plan import GRANULARITIES
+from lib.pruning.repair import REPAIRS
+from lib.pruning.scores import CRITERIA
+from lib.stamps import training_code_hash
+from lib.streams import Split, Stream, Task, TaskData, load_stream
+from lib.training import Recipe, TaskNetwork, affordable_images, error_of, plan_batches, predict
+
+
+class RunSpec(BaseModel):
+    """One arm: everything that changes its numbers. Raises UserError, one sentence, when invalid."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backbone: str
+    ratio: float = Field(ge=0, lt=1)  # share of filters removed; 0 is the dense network
+    criterion: str = "l1"
+    scope: str = "uniform"
+    granularity: str = "filter"
+    repair: str = "none"
+    round_to: int = Field(8, ge=1)
+    learner: str = "independent"
+    stream: str = "pocket"
+    budgets: list[float] = Field(min_length=1)  # in dense epochs
+    trials: int = Field(1, ge=1, le=1)  # only the rule's learning rate as yet: nothing is searched
+    image_size: int = Field(64, ge=32, le=512)
+    reference: str | None = None  # "network@pixels" that sets the unit; the run's own, dense, when None
+    precision: str | None = Field(None, pattern="^(fp32|bf16)$")  # None: the committed table's
+    threads: int = Field(1, ge=1)
+    device: str = "cpu"
+    pretrained: bool = True
+    learning_rate: float | None = Field(None, gt=0)  # None: the committed rule's
+    train_images: int | None = Field(None, ge=2)  # a cap on the training images of a task
+    evaluation_images: int | None = Field(None, ge=1)  # a cap on its dev and its test images
+    tasks: list[str] | None = None  # a part of the stream, by name
+    seed: int = Field(0, ge=0)
+
+    def __init__(self, **fields):
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise UserError(_first_sentence(error)) from error
+
+    @field_validator("reference")
+    @classmethod
+    def _reference_is_known(cls, reference: str | None) -> str | None:
+        if reference is not None:
+            name, _, size = reference.partition("@")
+            if name not in list_backbones() or not size.isdigit():
+                raise ValueError("expected network@pixels, such as efficientnet_lite0@64")
+        return reference
+
+    @field_validator("budgets")
+    @classmethod
+    def _budgets_in_order(cls, budgets: list[float]) -> list[float]:
+        if min(budgets) <= 0 or budgets != sorted(set(budgets)):
+            raise ValueError("expected dense epochs above 0 in ascending order, such as [0.25, 1]")
+        return budgets
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_names(cls, fields: dict) -> dict:
+        known = {
+            "backbone": list_backbones(), "criterion": CRITERIA, "repair": REPAIRS, "scope": SCOPES,
+            "granularity": GRANULARITIES, "learner": LEARNERS,
+        }  # fmt: skip
+        for key, names in known.items():
+            if key in fields and fields[key] not in names:
+                raise ValueError(f"{key}={fields[key]!r} is unknown: expected one of {', '.join(names)}")
+        return fields
+
+    @model_validator(mode="before")
+    @classmethod
+    def _precision_from_table(cls, fields: dict) -> dict:
+        if fields.get("precision") is None:
+            table = json.loads((DATA / "precision.json").read_text())
+            kind = str(fields.get("device", "cpu")).split(":")[0]
+            fields = {**fields, "precision": table.get(kind, {}).get(fields.get("backbone"), "fp32")}
+        return fields
+
+    def key(self, content: str) -> str:
+        """Hash of the canonical JSON of the spec and of a stream's `content`: the run's folder."""
+        canonical = json.dumps(self.model_dump(), sort_keys=True)
+        return hashlib.sha256(f"{canonical}\n{content}".encode()).hexdigest()[:16]
+
+
+def _first_sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        fields = ", ".join(RunSpec.model_fields)
+        return f"Unknown field {where!r} in RunSpec: expected one of {fields}."
+    reason = first["msg"].removeprefix("Value error, ")
+    if not where:
+        return f"RunSpec: {reason}."
+    if first["type"] == "missing":
+        return f"RunSpec needs {where}, and none was given: give it, as in RunSpec({where}=...)."
+    return f"{where}={first['input']!r} is not valid in RunSpec: {reason}."
+
+
+def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
+    """Run `spec` over its stream and return its records, a row a task and budget.
+
+    Everything is kept in `<out>/<key>`; whatever is there already is not computed again, so a killed
+    run goes on where it stopped. Records of older training code are computed anew.
+    """
+    set_up_cpu(spec.threads)
+    stream = chosen_tasks(load_stream(spec.stream), spec)
+    folder = run_folder(spec, out)
+    with _alone_in(folder):
+        code = training_code_hash()
+        _start_over_if_code_changed(folder, code)
+        complete = folder / "records.parquet"
+        if complete.exists():
+            return pd.read_parquet(complete)
+        write_json(folder / "spec.json", spec.model_dump())
+        started = time.monotonic()
+        rows = _run_tasks(spec, stream, folder)
+        records = pd.DataFrame(rows)
+        write_json(
+            folder / "provenance.json", {**provenance(), "seconds": round(time.monotonic() - started, 1)}
+        )
+        with atomic_path(complete) as temporary:
+            records.to_parquet(temporary, index=False)
+        shutil.rmtree(folder / "events")
+    return records
+
+
+def run_folder(spec: RunSpec, out: Path | str) -> Path:
+    """Where `run_stream` keeps what it computes for `spec`."""
+    return Path(out) / spec.key(chosen_tasks(load_stream(spec.stream), spec).content)
+
+
+def export_records(spec: RunSpec, out: Path | str, file: Path | str) -> None:
+    """Copy the finished records of `spec` to `file` (Parquet), their provenance beside it (JSON)."""
+    folder, file = run_folder(spec, out), Path(file)
+    for source, target in (("provenance.json", file.with_suffix(".json")), ("records.parquet", file)):
+        with atomic_path(target) as temporary:
+            shutil.copyfile(folder / source, temporary)
+
+
+def _run_tasks(spec: RunSpec, stream: Stream, folder: Path) -> list[dict]:
+    torch.manual_seed(spec.seed)
+    dense = load_backbone(spec.backbone, spec.pretrained)
+    network = dense
+    if spec.ratio > 0:
+        plan = plan_pruning(
+            dense, spec.ratio, spec.criterion, spec.scope, spec.granularity, spec.repair, spec.round_to,
+            seed=spec.seed,
+        )  # fmt: skip
+        network = plan.apply(dense)
+    unit_network, unit_size = dense, spec.image_size
+    if spec.reference is not None:
+        name, size = spec.reference.split("@")
+        unit_network, unit_size = load_backbone(name, pretrained=False), int(size)
+    rows = []
+    for event, task in enumerate(stream.tasks):
+        data = None
+        dense_epoch_macs = training_macs(TaskNetwork(unit_network, task.num_classes), unit_size)
+        for budget in spec.budgets:
+            done = folder / "events" / f"{event}-{budget:g}.json"
+            if not done.exists():
+                data = data or capped(task.read(spec.image_size), spec)
+                limit = round(budget * len(data.train) * dense_epoch_macs)
+                row = _run_event(spec, network, task, event, data, budget, limit, folder)
+                write_json(done, row)
+            rows.append(json.loads(done.read_text()))
+            report(
+                f"task {event + 1}/{len(stream.tasks)} {task.name}, {budget:g} dense epochs: "
+                f"error {rows[-1]['error_test']:.3f}"
+            )
+    return rows
+
+
+def _run_event(
+    spec: RunSpec, start: Backbone, task: Task, event: int, data: TaskData, budget: float, limit: int,
+    folder: Path,
+) -> dict:  # fmt: skip
+    """Learn one task within `limit` MACs, save its predictions, and return its record."""
+    began = time.monotonic()
+    each = training_macs(TaskNetwork(start, task.num_classes), spec.image_size)
+    planned = len(plan_batches(affordable_images(limit, each), Recipe.batch_size))
+    rate = spec.learning_rate or learning_rate(spec.backbone, spec.ratio, planned)
+    ledger = Ledger(limit)
+    # The same order of images and the same crops for every arm of a seed: paired comparisons.
+    seed = spec.seed * 1000 + event
+    note = "" if planned else "the budget is too small for two images"
+    try:
+        network, steps = LEARNERS[spec.learner](
+            start, data, task.num_classes, ledger, Recipe(rate), spec.precision, seed, spec.device
+        )
+        logits = {
+            part: predict(network, getattr(data, part), spec.precision, spec.device)
+            for part in ("dev", "test")
+        }
+    except FloatingPointError as error:
+        steps, note = planned, str(error)
+        logits = {
+            part: np.zeros((len(getattr(data, part)), task.num_classes), np.float32)
+            for part in ("dev", "test")
+        }
+    labels = {part: getattr(data, part).labels.numpy() for part in ("dev", "test")}
+    with atomic_path(folder / "predictions" / f"{event}-{budget:g}.npz") as temporary:
+        np.savez(
+            temporary,
+            **{f"logits_{k}": v for k, v in logits.items()},
+            **{f"labels_{k}": v for k, v in labels.items()},
+        )
+    return {
+        **spec.model_dump(exclude={"budgets", "tasks"}),
+        "event": event, "task": task.name, "year": task.year, "domain": task.domain, "kind": task.kind,
+        "budget": budget, "steps": steps, "used_learning_rate": rate,
+        "train_macs": ledger.spent.get("training", 0), "total_macs": ledger.total, "limit_macs": limit,
+        "forward_macs": forward_macs(start, spec.image_size),
+        "params": sum(p.numel() for p in start.body.parameters()),
+        "error_dev": error_of(logits["dev"], labels["dev"]),
+        "error_test": error_of(logits["test"], labels["test"]),
+        "note": note, "seconds": round(time.monotonic() - began, 3),
+    }  # fmt: skip
+
+
+def chosen_tasks(stream: Stream, spec: RunSpec) -> Stream:
+    """The part of a stream that the spec names. Raises UserError for a task that is not in it."""
+    if spec.tasks is None:
+        return stream
+    unknown = set(spec.tasks) - {task.name for task in stream.tasks}
+    if unknown:
+        raise UserError(
+            f"tasks={sorted(unknown)} are not in the stream {stream.name!r}: expected some of "
+            f"{', '.join(task.name for task in stream.tasks)}."
+        )
+    return Stream(stream.name, tuple(task for task in stream.tasks if task.name in spec.tasks))
+
+
+def capped(data: TaskData, spec: RunSpec) -> TaskData:
+    """At most the spec's number of images a part: the first ones, whose order is already random."""
+
+    def cap(split: Split, most: int | None) -> Split:
+        return Split(split.images[:most], split.labels[:most])
+
+    most = spec.evaluation_images
+    return TaskData(cap(data.train, spec.train_images), cap(data.dev, most), cap(data.test, most))
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: of two runs of one spec at once, the second waits for the first."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to {folder}: {error.strerror}. Expected a writable folder: choose another "
+            "with out=, or change its permissions."
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _start_over_if_code_changed(folder: Path, code: str) -> None:
+    """Drop what older training code computed: it is not what this code would compute."""
+    stamp = folder / "training_code"
+    if not stamp.exists() or stamp.read_text() != code:
+        for name in ("events", "predictions"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / "records.parquet").unlink(missing_ok=True)
+        with atomic_path(stamp) as temporary:
+            temporary.write_text(code)
