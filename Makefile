@@ -12,6 +12,8 @@ PY := $(VENV)/bin/python
 BUILD := build/$(PROFILE)
 STAMPS := $(BUILD)/stamps
 DRAWN := 01_what_pruning_removes 02_error_against_compute 03_improvement_over_dense
+# What nbval checks: all but the one that needs Tiny ImageNet and hours.
+CHECKED := $(filter-out notebooks/pretrain.ipynb,$(wildcard notebooks/*.ipynb))
 FIGURES := $(DRAWN:%=figures/$(PROFILE)/%.pdf)
 # A -j given to make is passed on; without one, the arms get JOBS.
 PARALLEL = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
@@ -22,7 +24,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup figures rerun test test-all notebooks lab lint clean _all_figures _arms
+.PHONY: help setup figures rerun test test-slow test-all notebooks pretrain lab lint clean _all_figures _arms
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,14 +63,24 @@ rerun: setup ## measure the records of PROFILE=paper anew, then draw
 
 test: setup ## the fast tests, and nbval on the notebooks
 	$(PY) -m pytest -m "not slow"
-	$(PY) -m pytest --nbval notebooks -p no:cacheprovider
+	$(PY) -m pytest --nbval $(CHECKED) -p no:cacheprovider
 
-test-all: test ## the fast tests, and the slow ones that run the whole system
+test-slow: setup ## the slow tests, which run the whole system
 	$(PY) -m pytest -m slow
+
+test-all: test test-slow ## all tests
 
 notebooks: setup ## execute the notebooks in place, so that they carry their outputs
 	$(PY) -m jupyter nbconvert --execute --inplace --log-level WARN \
-		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+		--ExecutePreprocessor.record_timing=False $(CHECKED)
+
+pretrain: setup ## pretrain both residual networks from scratch (ARCHIVE=path/to/tiny-imagenet-200.zip)
+	@test -e "$(ARCHIVE)" || { echo "Error: ARCHIVE=$(ARCHIVE) does not exist: give the path of tiny-imagenet-200.zip." >&2; exit 1; }
+	@for network in resnet26_64 resnet18half_64; do \
+		mkdir -p build/pretraining && \
+		printf '{"archive": "%s", "network": "%s"}' "$(abspath $(ARCHIVE))" $$network > build/pretraining/$$network.parameters.json && \
+		$(PY) -m lib.execute notebooks/pretrain.ipynb build/pretraining/$$network.ipynb build/pretraining/$$network.parameters.json || exit 1; \
+	done
 
 lab: setup ## open JupyterLab on the notebooks
 	$(PY) -m jupyter lab --notebook-dir=notebooks
@@ -88,7 +100,7 @@ endif
 
 _arms: $(ARMS:%=$(BUILD)/arms/%.ipynb)
 
-$(BUILD)/arms/%.ipynb: $(STAMPS)/arms/%.json $(STAMPS)/training $(STAMPS)/notebooks/experiment
+$(BUILD)/arms/%.ipynb: $(STAMPS)/arms/%.json $(STAMPS)/arms/%.training $(STAMPS)/notebooks/experiment
 	@$(PY) -m lib.execute notebooks/experiment.ipynb $@ $<
 
 _all_figures: $(FIGURES)

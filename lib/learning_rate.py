@@ -1,37 +1,58 @@
 """The learning rate of a run that searches none: a committed rule in network, ratio and steps.
 
-log10(rate) = base + slope * log10(steps / 30), held within the range that the rule was fitted in. The
-numbers are in lib/data/learning_rate.json; `fitted_on` there says on what, none of it a task of the
-pocket stream.
+log10(rate) = base + slope_steps * log10(steps / 30) + slope_ratio * ratio, held within the range that was
+searched. A task of the stream gets the rule that was fitted on the *other* tasks (dev images, never test),
+so no task has a hand in its own learning rate; any other task gets the rule fitted on all of them.
+`python -m lib.tune` makes lib/data/learning_rate.json.
 """
 
 import json
 import math
+from dataclasses import asdict, dataclass
 from functools import cache
 
 from lib.errors import UserError
 from lib.paths import DATA
 
+TABLE = DATA / "learning_rate.json"
+ALL_TASKS = "*"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """log10 of the learning rate, linear in log10(steps / 30) and in the ratio."""
+
+    base: float
+    slope_steps: float
+    slope_ratio: float
+    low: float
+    high: float
+
+    def __call__(self, ratio: float, steps: int) -> float:
+        exponent = self.base + self.slope_steps * math.log10(max(steps, 1) / 30) + self.slope_ratio * ratio
+        return min(max(10**exponent, self.low), self.high)
+
 
 @cache
-def _rules() -> dict[str, dict]:
-    return json.loads((DATA / "learning_rate.json").read_text())["rules"]
+def _table() -> dict[str, dict[str, Rule]]:
+    stored = json.loads(TABLE.read_text())
+    return {name: {task: Rule(**rule) for task, rule in rules.items()} for name, rules in stored.items()}
 
 
-def learning_rate(backbone: str, ratio: float, steps: int) -> float:
-    """The rule's learning rate for a backbone pruned by `ratio` and trained for `steps`.
+def learning_rate(backbone: str, ratio: float, steps: int, task: str = ALL_TASKS) -> float:
+    """The rule's learning rate for a backbone pruned by `ratio` and trained for `steps` on `task`.
 
-    Raises UserError for a backbone that the rule was not fitted for.
+    Raises UserError for a backbone that no rule was fitted for.
     """
-    rules = _rules()
-    if backbone not in rules:
+    if backbone not in _table():
         raise UserError(
-            f"No learning rate is known for {backbone!r}: expected one of {', '.join(rules)}. Give "
-            "learning_rate= in the spec."
+            f"No learning rate is known for {backbone!r}: expected one of {', '.join(_table())}. Give "
+            f"learning_rate= in the spec, or fit a rule with `python -m lib.tune {backbone}`."
         )
-    rule = rules[backbone]
-    exponent = (
-        rule["base"] + rule["slope_steps"] * math.log10(max(steps, 1) / 30) + rule["slope_ratio"] * ratio
-    )
-    low, high = rule["range"]
-    return min(max(10**exponent, low), high)
+    rules = _table()[backbone]
+    return rules.get(task, rules[ALL_TASKS])(ratio, steps)
+
+
+def as_json(rules: dict[str, Rule]) -> dict[str, dict[str, float]]:
+    """Rules by task as they are stored."""
+    return {task: asdict(rule) for task, rule in rules.items()}

@@ -115,11 +115,11 @@ def improvement(records: pd.DataFrame, gains: pd.DataFrame) -> Figure:
     """Relative gain in accuracy, cut in error, and points gained over dense at equal compute."""
     arms = _arms(records)
     panels = {
-        "accuracy_gain": ("accuracy gained over dense (relative)", 1),
-        "error_cut": ("error cut against dense (relative)", 1),
-        "points_gained": ("accuracy gained over dense (points)", 100),
+        "accuracy_gain": ("accuracy gained (relative)", 1),
+        "error_cut": ("error cut (relative)", 1),
+        "points_gained": ("accuracy gained (points)", 100),
     }
-    figure, grid = plt.subplots(1, 3, figsize=(PAGE_WIDTH, 2.9), sharex=True)
+    figure, grid = plt.subplots(1, 3, figsize=(PAGE_WIDTH, 2.9))
     budgets = np.sort(gains["budget"].unique())
     names = [name for name in arms.index if name != DENSE]
     for axes, (measure, (title, scale)) in zip(grid, panels.items(), strict=True):
@@ -132,13 +132,15 @@ def improvement(records: pd.DataFrame, gains: pd.DataFrame) -> Figure:
                 label=_label(arms.loc[name]), elinewidth=0.6, **_look(arms.loc[name]),
             )  # fmt: skip
         _budget_axis(axes, budgets)
-        axes.set_xlabel("")
         axes.set_title(title)
         percent = scale == 1
         axes.yaxis.set_major_formatter(
-            FuncFormatter(lambda value, _, percent=percent: f"{value:+.0%}" if percent else f"{value:+.0f}")
+            FuncFormatter(
+                lambda value, _, percent=percent: (
+                    f"{value:+.1%}".replace(".0%", "%") if percent else f"{value:+g}"
+                )
+            )
         )
-    figure.supxlabel("compute budget (dense epochs of MACs)", fontsize=8)
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, ncols=4, loc="outside lower center")
     return figure

@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lib.backbones import IMAGENET, RESNETS_64, Backbone, build_resnet_64
+from lib.backbones import IMAGENET, RESNETS_64, Backbone, build_resnet_64, load_halves
 from lib.cpu import set_up_cpu
 from lib.errors import UserError
-from lib.files import atomic_path
+from lib.files import atomic_path, write_json
+from lib.provenance import provenance
 
 
 class PretrainSpec(BaseModel):
@@ -156,19 +156,6 @@ def save_weights(network: Backbone, path: Path, steps_done: int, spec: PretrainS
         save_file(halves, temporary, metadata=metadata)
 
 
-def load_weights(network: Backbone, path: Path) -> dict[str, str]:
-    """Load fp16 weights written by `save_weights` into float32; returns the file's metadata."""
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    missing, unexpected = network.load_state_dict(
-        {key: value.float() for key, value in load_file(path).items()}, strict=False
-    )
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    if missing or unexpected:
-        raise UserError(f"{path} does not fit {network.name}: missing {missing}, unexpected {unexpected}.")
-    return metadata
-
-
 def pretrain(
     spec: PretrainSpec,
     archive: Path | str,
@@ -191,7 +178,7 @@ def pretrain(
     network = build_resnet_64(spec.network, num_classes=len(classes))
     done, curve = 0, []
     if resume_from is not None:
-        done = int(load_weights(network, Path(resume_from))["steps_done"])
+        done = int(load_halves(network, Path(resume_from))["steps_done"])
     network.to(spec.device, memory_format=torch.channels_last)
     average = AveragedModel(
         network, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / spec.average_steps), use_buffers=True
@@ -269,3 +256,40 @@ def pretrain(
             save_checkpoint()
             save_weights(average.module, out / f"{spec.network}.safetensors", done, spec)
     return pd.DataFrame(curve)
+
+
+def write_card(
+    spec: PretrainSpec, archive: Path | str, out: Path | str, per_class: int | None = None
+) -> dict:
+    """Measure the finished weights on all validation images, and write `<out>/<network>.json`.
+
+    The card holds the spec, top-1 at full precision of the checkpoint's average and of the fp16 file,
+    top-1 of each class, the curve, and the provenance.
+    """
+    out = Path(out)
+    state = torch.load(out / f"{spec.network}.checkpoint", weights_only=True)
+    _, (images, labels), classes = read_tiny_imagenet(archive, per_class)
+    exact, halved = (build_resnet_64(spec.network, len(classes)) for _ in range(2))
+    average = AveragedModel(exact, use_buffers=True)
+    average.load_state_dict(state["average"])
+    metadata = load_halves(halved, out / f"{spec.network}.safetensors")
+    right, right_halved = (
+        predict(network, images, "fp32", spec.device) == labels for network in (average.module, halved)
+    )
+    card = {
+        "network": spec.network,
+        "spec": spec.model_dump(),
+        "steps_done": int(metadata["steps_done"]),
+        "training_images": 500 * len(classes) if per_class is None else per_class * len(classes),
+        "validation_images": len(labels),
+        "top1": round(float(right.mean()), 4),
+        "top1_fp16": round(float(right_halved.mean()), 4),
+        "top1_by_class": {
+            wordnet_id: round(float(right[labels == label].mean()), 2)
+            for label, wordnet_id in enumerate(classes)
+        },
+        "curve": state["curve"],
+        **provenance(),
+    }
+    write_json(out / f"{spec.network}.json", card)
+    return card

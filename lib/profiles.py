@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lib.errors import UserError, exit_with_one_sentence
 from lib.paths import BUILD, PAPER_RECORDS, ROOT
-from lib.stamps import hash_of, training_code_hash
+from lib.stamps import hash_of, training_hash
 
 PROFILES = ROOT / "notebooks" / "profiles.toml"
 
@@ -22,8 +22,8 @@ def arms_of(profile: str) -> dict[str, dict]:
     profiles = tomllib.loads(PROFILES.read_text())
     if profile not in profiles:
         raise UserError(f"Unknown PROFILE={profile}: expected one of {', '.join(profiles)}.")
-    common = profiles[profile]["common"]
-    return {name: {**common, **fields} for name, fields in profiles[profile]["arms"].items()}
+    grid = profiles[profiles[profile].get("same_arms_as", profile)]
+    return {name: {**grid["common"], **fields} for name, fields in grid["arms"].items()}
 
 
 def records_file(profile: str, arm: str) -> Path:
@@ -35,7 +35,7 @@ def records_file(profile: str, arm: str) -> Path:
 def is_done(profile: str, arm: str) -> bool:
     """Whether an arm's executed notebook is newer than what it depends on, as make sees it."""
     folder = BUILD / profile
-    needed = (f"arms/{arm}.json", "training", "notebooks/experiment")
+    needed = (f"arms/{arm}.json", f"arms/{arm}.training", "notebooks/experiment")
     done = folder / "arms" / f"{arm}.ipynb"
     return done.exists() and all(
         done.stat().st_mtime >= (folder / "stamps" / name).stat().st_mtime for name in needed
@@ -45,18 +45,19 @@ def is_done(profile: str, arm: str) -> bool:
 def write_stamps(profile: str) -> None:
     """Renew what make compares: a file changes, and so gets a new time, only when its content does.
 
-    `training` and `drawing` hold hashes of the code, `records` one of the records there are;
-    `arms/<name>.json` and `draw.json` are the notebooks' parameters.
+    `arms/<name>.json` and `draw.json` are the notebooks' parameters, `arms/<name>.training` and
+    `drawing` hold hashes of the code, `records` one of the records there are.
     """
     folder = BUILD / profile
     drawing = [ROOT / "lib" / name for name in ("analysis.py", "plots.py")]
-    texts = {"training": training_code_hash(), "drawing": hash_of(drawing)}
+    texts = {"drawing": hash_of(drawing)}
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         texts[f"notebooks/{notebook.stem}"] = _sources(notebook)
     for arm, fields in arms_of(profile).items():
         texts[f"arms/{arm}.json"] = json.dumps(
             {**fields, "records_file": str(records_file(profile, arm).relative_to(ROOT))}, indent=1
         )
+        texts[f"arms/{arm}.training"] = training_hash(fields["backbone"])
     records = [records_file(profile, arm) for arm in arms_of(profile)]
     texts["records"] = hash_of(file for file in records if file.exists())
     texts["draw.json"] = json.dumps({"profile": profile, "save_figures_to": profile})
@@ -69,11 +70,12 @@ def write_stamps(profile: str) -> None:
 
 def newer_code(profile: str) -> list[str]:
     """Arms whose committed records were measured by other training code than today's."""
-    now = training_code_hash()
     return [
-        arm for arm in arms_of(profile)
-        if json.loads(records_file(profile, arm).with_suffix(".json").read_text())["training_code"] != now
-    ]  # fmt: skip
+        arm
+        for arm, fields in arms_of(profile).items()
+        if (file := records_file(profile, arm).with_suffix(".json")).exists()
+        and json.loads(file.read_text())["training_hash"] != training_hash(fields["backbone"])
+    ]
 
 
 def _sources(notebook: Path) -> str:

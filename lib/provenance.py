@@ -7,16 +7,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lib.paths import ROOT
-from lib.stamps import training_code_hash
 
 
 def provenance() -> dict:
-    """Where numbers come from: commit, code, packages, hardware and this process's peak memory."""
+    """Where numbers come from: commit, packages, hardware and this process's peak memory."""
     commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", "lib")
     packages = ("torch", "torchvision", "timm", "numpy", "pandas", "scikit-learn")
     return {
         "commit": (commit or "not a git checkout") + (" with changes" if changed else ""),
-        "training_code": training_code_hash(),
         "packages": {name: version(name) for name in packages},
         "python": platform.python_version(),
         "machine": platform.machine(),

