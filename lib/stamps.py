@@ -11,7 +11,7 @@ from lib.paths import ROOT
 # What can change a trained number. Plotting, analysis and the notebooks that draw are not among it.
 _TRAINING = (
     "lib/backbones.py", "lib/compute.py", "lib/cpu.py", "lib/learners.py", "lib/learning_rate.py",
-    "lib/pruning", "lib/runs.py", "lib/streams", "lib/training.py", "lib/vision.py",
+    "lib/pruning", "lib/runs.py", "lib/spec.py", "lib/streams", "lib/training.py", "lib/vision.py",
 )  # fmt: skip
 _NOT_TRAINING = ("lib/streams/build_pocket.py", "lib/streams/pocket_sources")
 _TABLES = ("learning_rate.json", "precision.json")
