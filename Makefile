@@ -43,22 +43,22 @@ setup: ## make .venv from requirements.txt, when it is missing or out of date
 	fi
 
 figures: setup ## run the arms of PROFILE that are not done, and draw the figures
-	@$(PY) -m lib.profiles stamps $(PROFILE)
+	@$(PY) -m lib.profiles stamps "$(PROFILE)"
 ifneq ($(PROFILE),paper)
-	@$(MAKE) --no-print-directory --question _arms 2>/dev/null || $(PY) -m lib.estimate $(PROFILE) $(JOBS)
+	@$(MAKE) --no-print-directory --question _arms 2>/dev/null || $(PY) -m lib.estimate "$(PROFILE)" $(JOBS)
 	@$(MAKE) --silent --no-print-directory $(PARALLEL) _arms
-	@$(PY) -m lib.profiles stamps $(PROFILE)
+	@$(PY) -m lib.profiles stamps "$(PROFILE)"
 else
-	@$(PY) -m lib.profiles warn $(PROFILE)
+	@$(PY) -m lib.profiles warn "$(PROFILE)"
 endif
 	@$(MAKE) --silent --no-print-directory $(PARALLEL) _all_figures
 	@echo "Figures are in figures/$(PROFILE)."
 
 rerun: setup ## measure the records of PROFILE=paper anew, then draw
-	@$(PY) -m lib.profiles stamps $(PROFILE)
-	@$(MAKE) --no-print-directory --question _arms 2>/dev/null || $(PY) -m lib.estimate $(PROFILE) $(JOBS)
+	@$(PY) -m lib.profiles stamps "$(PROFILE)"
+	@$(MAKE) --no-print-directory --question _arms 2>/dev/null || $(PY) -m lib.estimate "$(PROFILE)" $(JOBS)
 	@$(MAKE) --silent --no-print-directory $(PARALLEL) _arms
-	@$(PY) -m lib.profiles stamps $(PROFILE)
+	@$(PY) -m lib.profiles stamps "$(PROFILE)"
 	@$(MAKE) --silent --no-print-directory $(PARALLEL) _all_figures
 
 test: setup ## the fast tests, and nbval on the notebooks
@@ -95,7 +95,7 @@ clean: ## remove what was built (build/, figures of other profiles than paper); 
 # --- below, reached through `figures` and `rerun` only, when the stamps are fresh ------------------
 
 ifneq ($(filter _arms,$(MAKECMDGOALS)),)
-ARMS := $(shell $(PY) -m lib.profiles arms $(PROFILE))
+ARMS := $(shell $(PY) -m lib.profiles arms "$(PROFILE)")
 endif
 
 _arms: $(ARMS:%=$(BUILD)/arms/%.ipynb)

@@ -39,9 +39,18 @@ def errors_by_task(records: pd.DataFrame) -> pd.DataFrame:
     All arms of a stream spend the same compute at the same budget, so a column compares at matched
     compute. Raises UserError where an arm lacks a task or budget that another has.
     """
+    same_for_all_arms = {"event": "task", ("event", "budget"): "limit_macs"}
+    differs = any(
+        (records.groupby(list(keys) if isinstance(keys, tuple) else keys)[column].nunique() > 1).any()
+        for keys, column in same_for_all_arms.items()
+    )
     table = records.pivot_table("error_test", ["arm", "budget"], "event", sort=False)
-    if table.isna().any().any() or table.groupby("budget").size().nunique() != 1:
-        raise UserError("The arms' records cover different tasks or budgets: expected the same for all.")
+    complete = len(table) == records["arm"].nunique() * records["budget"].nunique()
+    if differs or not complete or table.isna().any().any():
+        raise UserError(
+            "The arms' records do not compare: expected the same tasks, budgets and compute for all of "
+            "them. Run `make figures` again."
+        )
     return table
 
 
@@ -90,6 +99,10 @@ def improvement_over_dense(records: pd.DataFrame) -> pd.DataFrame:
     over tasks, paired: both arms see the same draw.
     """
     table = errors_by_task(records)
+    if DENSE not in table.index:
+        raise UserError(
+            f"No arm is called {DENSE!r} among {', '.join(records['arm'].unique())}: expected one."
+        )
     rows = []
     for (arm, budget), errors in table.iterrows():
         if arm == DENSE:

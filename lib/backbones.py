@@ -4,11 +4,13 @@ Every backbone is one function decorated with `@backbone`; adding one means addi
 Nothing here knows about pruning, tasks or training.
 """
 
+import hashlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -106,6 +108,13 @@ def _load_in_order(network: Backbone, tensors: dict[str, Tensor], source: Path) 
     network.load_state_dict(dict(zip(own, tensors.values(), strict=True)))
 
 
+def _check_hash_in_name(file: Path) -> None:
+    """torch.hub checks the hash in a file's name after a download only, not of a file that was there."""
+    expected = file.stem.rsplit("-", 1)[-1]
+    if not hashlib.sha256(file.read_bytes()).hexdigest().startswith(expected):
+        raise OSError(f"its sha256 does not begin with {expected}")
+
+
 def _split(name: str, network: nn.Module, head: str, **attributes) -> Backbone:
     """Take the classifier called `head` off a classification network."""
     classifier = getattr(network, head)
@@ -201,7 +210,8 @@ for _name, _weights in (
         target = Path(torch.hub.get_dir()) / "checkpoints" / enum.url.rsplit("/", 1)[-1]
         try:
             tensors = enum.get_state_dict(progress=False, check_hash=True, weights_only=True)
-        except (OSError, RuntimeError) as error:
+            _check_hash_in_name(target)
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
             raise UserError(
                 f"The ImageNet weights {weights} cannot be had: {target} is missing or damaged and "
                 f"downloading {enum.url} failed ({error}). Put that file there by hand, or use a "

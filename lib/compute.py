@@ -35,10 +35,11 @@ def count_macs(network: nn.Module, image_size: int) -> dict[str, LayerMacs]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             each_output = layer.weight[0].numel()
             forward = output.numel() // images * each_output
+            before = layers.get(name, LayerMacs(0, 0, 0))  # a layer may be used more than once
             layers[name] = LayerMacs(
-                forward,
-                forward if layer.weight.requires_grad else 0,
-                forward if inputs[0].requires_grad else 0,
+                before.forward + forward,
+                before.weight_grad + (forward if layer.weight.requires_grad else 0),
+                before.input_grad + (forward if inputs[0].requires_grad else 0),
             )
 
         return hook
@@ -46,9 +47,9 @@ def count_macs(network: nn.Module, image_size: int) -> dict[str, LayerMacs]:
     counted = [(n, m) for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     handles = [module.register_forward_hook(record(name)) for name, module in counted]
     state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    meta = {name: tensor.to("meta") for name, tensor in state.items()}
     try:
         with torch.enable_grad():
+            meta = {name: tensor.to("meta") for name, tensor in state.items()}
             functional_call(network, meta, torch.empty(images, 3, image_size, image_size, device="meta"))
     finally:
         for handle in handles:

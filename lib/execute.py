@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import papermill
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
@@ -26,6 +27,10 @@ def execute(notebook: Path, output: Path, parameters: dict, label: str) -> None:
     Progress that the notebook reports is printed, each line after `label`. Raises UserError for a
     parameter the notebook does not have, or with the last line of the error when a cell fails.
     """
+    if not notebook.exists():
+        raise UserError(
+            f"{notebook} does not exist: expected a notebook, such as notebooks/experiment.ipynb."
+        )
     known = papermill.inspect_notebook(str(notebook))
     unknown = sorted(parameters.keys() - known.keys())
     if unknown:
@@ -48,6 +53,10 @@ def execute(notebook: Path, output: Path, parameters: dict, label: str) -> None:
         except PapermillExecutionError as error:
             kind = "" if error.ename == "UserError" else f"{error.ename}: "
             raise UserError(f"{kind}{error.evalue}") from error
+        except DeadKernelError as error:
+            raise UserError(
+                f"{notebook.name}: its kernel died, perhaps for want of memory. Run again."
+            ) from error
         unfinished = [
             i for i, cell in enumerate(executed.cells)
             if cell.cell_type == "code" and cell.source and cell.metadata.papermill.status != "completed"
@@ -76,6 +85,7 @@ class _follow_progress:
         self.done.set()
         self.thread.join()
         self.file.unlink(missing_ok=True)
+        os.environ.pop("PROGRESS_FILE", None)
 
     def _follow(self) -> None:
         with self.file.open() as lines:
@@ -91,7 +101,10 @@ def main(arguments: list[str]) -> None:
     if len(arguments) not in (2, 3):
         raise UserError("Usage: python -m lib.execute NOTEBOOK OUTPUT [PARAMETERS.json]")
     notebook, output = Path(arguments[0]), Path(arguments[1])
-    parameters = json.loads(Path(arguments[2]).read_text()) if len(arguments) == 3 else {}
+    try:
+        parameters = json.loads(Path(arguments[2]).read_text()) if len(arguments) == 3 else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{arguments[2]} cannot be read as JSON parameters: {error}.") from error
     started = time.monotonic()
     execute(notebook, output, parameters, output.stem)
     print(f"{output.stem}: done in {time.monotonic() - started:.0f} s", file=sys.stderr)

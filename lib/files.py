@@ -35,6 +35,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             errno.EACCES,
             errno.EPERM,
             errno.ENOTDIR,
+            errno.EFBIG,
         ):
             raise
         raise UserError(

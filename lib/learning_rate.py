@@ -1,8 +1,8 @@
 """The learning rate of a run that searches none: a committed rule in network, ratio and steps.
 
 log10(rate) = base + slope_steps * log10(steps / 30) + slope_ratio * ratio, held within the range that was
-searched. A task of the stream gets the rule that was fitted on the *other* tasks (dev images, never test),
-so no task has a hand in its own learning rate; any other task gets the rule fitted on all of them.
+searched. A task that took part in the fit gets the rule that was fitted on the *other* tasks (dev images,
+never test), so no task has a hand in its own learning rate; any other task gets the rule of all of them.
 `python -m lib.tune` makes lib/data/learning_rate.json.
 """
 
@@ -20,13 +20,14 @@ ALL_TASKS = "*"
 
 @dataclass(frozen=True)
 class Rule:
-    """log10 of the learning rate, linear in log10(steps / 30) and in the ratio."""
+    """log10 of the learning rate, linear in log10(steps / 30) and in the ratio; and whose errors made it."""
 
     base: float
     slope_steps: float
     slope_ratio: float
     low: float
     high: float
+    fitted_on: tuple[str, ...]
 
     def __call__(self, ratio: float, steps: int) -> float:
         exponent = self.base + self.slope_steps * math.log10(max(steps, 1) / 30) + self.slope_ratio * ratio
@@ -53,6 +54,6 @@ def learning_rate(backbone: str, ratio: float, steps: int, task: str = ALL_TASKS
     return rules.get(task, rules[ALL_TASKS])(ratio, steps)
 
 
-def as_json(rules: dict[str, Rule]) -> dict[str, dict[str, float]]:
+def as_json(rules: dict[str, Rule]) -> dict[str, dict]:
     """Rules by task as they are stored."""
     return {task: asdict(rule) for task, rule in rules.items()}

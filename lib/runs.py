@@ -73,6 +73,8 @@ def export_records(spec: RunSpec, out: Path | str, file: Path | str) -> None:
 
 
 def _run_tasks(spec: RunSpec, stream: Stream, folder: Path) -> list[dict]:
+    if spec.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={spec.device} is not here: this torch sees no GPU. Use device='cpu'.")
     torch.manual_seed(spec.seed)
     dense = load_backbone(spec.backbone, spec.pretrained)
     network = dense
@@ -92,7 +94,7 @@ def _run_tasks(spec: RunSpec, stream: Stream, folder: Path) -> list[dict]:
         data = None
         dense_epoch_macs = training_macs(TaskNetwork(unit_network, task.num_classes), unit_size)
         for budget in spec.budgets:
-            done = folder / "events" / f"{event}-{budget:g}.json"
+            done = folder / "events" / f"{event}-{budget!r}.json"
             if not done.exists():
                 data = data or capped(task.read(spec.image_size), spec)
                 limit = round(budget * len(data.train) * dense_epoch_macs)
@@ -154,7 +156,7 @@ def _run_event(
             for part in ("dev", "test")
         }
     labels = {part: getattr(data, part).labels.numpy() for part in ("dev", "test")}
-    with atomic_path(folder / "predictions" / f"{event}-{budget:g}.npz") as temporary:
+    with atomic_path(folder / "predictions" / f"{event}-{budget!r}.npz") as temporary:
         np.savez(
             temporary,
             **{f"logits_{k}": v for k, v in logits.items()},

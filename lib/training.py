@@ -106,7 +106,8 @@ def fine_tune(
         optimizer.step()
         optimizer.zero_grad()
         loss_sum += loss.detach()
-    if not torch.isfinite(loss_sum):
+    # The loss does not see the last update; the norm of the parameters does, and overflows early.
+    if not (loss_sum + nn.utils.get_total_norm(network.parameters())).isfinite():
         raise FloatingPointError(f"The loss diverged at learning rate {recipe.learning_rate:g}.")
     return len(batches)
 

@@ -54,7 +54,9 @@ def fit(records: pd.DataFrame) -> Rule:
         error = np.mean([np.interp(w, tried, row) for w, row in zip(wanted, errors, strict=True)])
         if error < best_error:
             low, high = float(curves.columns[0]), float(curves.columns[-1])
-            best, best_error = Rule(round(float(base), 2), slope_steps, slope_ratio, low, high), error
+            tasks = tuple(records["task"].unique())
+            best = Rule(round(float(base), 2), slope_steps, slope_ratio, low, high, tasks)
+            best_error = error
     return best
 
 
@@ -69,7 +71,7 @@ def main(backbone: str) -> None:
         rules[task] = fit(records[records["task"] != task])
     table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
     write_json(TABLE, {**table, backbone: as_json(rules)})
-    print(pd.DataFrame(as_json(rules)).T)
+    print(pd.DataFrame(as_json(rules)).T.drop(columns="fitted_on"))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ it describes two operators (`torchvision::nms`, `torchvision::qnms`) that its li
 register. Declaring them first is enough for models, transforms and data sets, the only parts used here.
 """
 
+import warnings
+
 import torch
 
 try:
@@ -18,6 +20,9 @@ except RuntimeError as error:
         )
     import torchvision
 
-import timm
+with warnings.catch_warnings():
+    # A dependency's progress bar complains on stderr where ipywidgets is missing; it is never shown.
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    import timm
 
 __all__ = ["timm", "torchvision"]

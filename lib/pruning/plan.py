@@ -1,6 +1,7 @@
 """Plan a pruning, apply it, save and load what came out."""
 
 import copy
+import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pandas as pd
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from lib.backbones import Backbone, load_backbone
 from lib.compute import count_macs
@@ -72,8 +73,9 @@ class PruningPlan:
         folder = Path(folder)
         with atomic_path(folder / "weights.safetensors") as temporary:
             save_file({key: value.contiguous() for key, value in small.state_dict().items()}, temporary)
+        digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
         with atomic_path(folder / "plan.json") as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=1))
+            temporary.write_text(json.dumps({**asdict(self), "weights_sha256": digest}, indent=1))
 
 
 def plan_pruning(
@@ -132,9 +134,14 @@ def _remove(network: Backbone, plan: PruningPlan, repair: str) -> None:
     """Remove, in place, what `plan` does not keep."""
     sites = {site.name: site for site in find_sites(network)}
     widths = {name: network.get_submodule(site.producer).out_channels for name, site in sites.items()}
-    fits = sites.keys() == plan.kept.keys() and all(
-        kept and kept == sorted(set(kept)) and kept[0] >= 0 and kept[-1] < widths[name]
-        for name, kept in plan.kept.items()
+    expected = {name: size.before for name, size in plan.sites.items()} or widths
+    fits = (
+        widths == expected
+        and sites.keys() == plan.kept.keys()
+        and all(
+            kept and kept == sorted(set(kept)) and kept[0] >= 0 and kept[-1] < widths[name]
+            for name, kept in plan.kept.items()
+        )
     )
     if not fits:
         raise UserError(
@@ -157,8 +164,13 @@ def load_pruned(folder: Path | str) -> Backbone:
     """
     folder = Path(folder)
     try:
-        plan = TypeAdapter(PruningPlan).validate_json((folder / "plan.json").read_text())
-        tensors = load_file(folder / "weights.safetensors")
+        fields = json.loads((folder / "plan.json").read_text())
+        digest = fields.pop("weights_sha256")
+        plan = TypeAdapter(PruningPlan).validate_python(fields)
+        weights = (folder / "weights.safetensors").read_bytes()
+        if hashlib.sha256(weights).hexdigest() != digest:
+            raise ValueError("weights.safetensors is not the file that plan.json was written with")
+        tensors = load(weights)
         small = load_backbone(plan.backbone, pretrained=False)
         _remove(small, plan, repair="none")
         small.load_state_dict(tensors)

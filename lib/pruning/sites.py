@@ -76,15 +76,33 @@ def _find(network: nn.Module) -> Iterator[Site]:
 
 @sites_of(torchvision.models.resnet.BasicBlock, timm.models.resnet.BasicBlock)
 def _basic_block(name: str, block: nn.Module) -> list[Site]:
+    _refuse_other_layers(name, block)
     return [Site(f"{name}.conv1", (f"{name}.bn1",), F.relu, f"{name}.conv2", f"{name}.bn2")]
 
 
 @sites_of(torchvision.models.resnet.Bottleneck, timm.models.resnet.Bottleneck)
 def _bottleneck(name: str, block: nn.Module) -> list[Site]:
+    _refuse_other_layers(name, block)
     return [
         Site(f"{name}.conv1", (f"{name}.bn1",), F.relu, f"{name}.conv2", f"{name}.bn2"),
         Site(f"{name}.conv2", (f"{name}.bn2",), F.relu, f"{name}.conv3", f"{name}.bn3"),
     ]
+
+
+def _refuse_other_layers(name: str, block: nn.Module) -> None:
+    """Raise UserError for a residual block that is not plain convolutions, batch norms and ReLU."""
+    for inner, module in block.named_modules():
+        grouped = isinstance(module, nn.Conv2d) and module.groups > 1
+        other_norm = isinstance(module, (nn.GroupNorm, nn.LayerNorm))
+        other_activation = inner.startswith(("act", "relu")) and not isinstance(
+            module, (nn.ReLU, nn.Identity)
+        )
+        extra = inner in ("se", "aa", "drop_block") and not isinstance(module, nn.Identity)
+        if grouped or other_norm or other_activation or extra:
+            raise UserError(
+                f"{name}.{inner} is a {type(module).__name__}: expected a residual block of ungrouped "
+                "convolutions, batch norms and ReLU. docs/extending.md tells how to declare another."
+            )
 
 
 @sites_of(timm.models._efficientnet_blocks.InvertedResidual)

@@ -1,0 +1,40 @@
+"""Shared fixtures: pinned threads, a pretrained network, a small real task."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib.backbones import Backbone, load_backbone
+from lib.streams import Split, TaskData, load_stream
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Results differ between numbers of threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def lite0() -> Backbone:
+    """The pretrained EfficientNet-Lite0. Do not change it: all tests share it."""
+    return load_backbone("efficientnet_lite0")
+
+
+@pytest.fixture(scope="session")
+def digits() -> TaskData:
+    """A few real images of ten classes."""
+    task = next(task for task in load_stream("pocket").tasks if task.name == "mnist")
+    data = task.read(64)
+    return TaskData(
+        *(Split(part.images[:80], part.labels[:80]) for part in (data.train, data.dev, data.test))
+    )
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that is gone after the test: networks are too large to be kept like tmp_path."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)

@@ -1,0 +1,141 @@
+"""Improvement over dense on a table small enough to work out by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import analysis
+from lib.analysis import (
+    bootstrap_over_tasks,
+    errors_by_task,
+    improvement_over_dense,
+    load_records,
+    mean_errors,
+)
+from lib.errors import UserError
+
+# Errors of two tasks. Dense: accuracies 0.2 and 0.4. Pruned: 0.3 and 0.6.
+ERRORS = {
+    ("dense", 0.5): [0.8, 0.6],
+    ("dense", 1.0): [0.5, 0.5],
+    ("half", 0.5): [0.7, 0.4],
+    ("half", 1.0): [0.6, 0.5],
+}
+
+
+def records_of(errors: dict[tuple[str, float], list[float]]) -> pd.DataFrame:
+    return pd.DataFrame([
+        {"arm": arm, "budget": budget, "event": event, "task": f"task{event}", "error_test": error, "seed": 0,
+         "limit_macs": round(1000 * budget)}
+        for (arm, budget), of_tasks in errors.items()
+        for event, error in enumerate(of_tasks)
+    ])  # fmt: skip
+
+
+def test_improvement_by_hand():
+    gains = improvement_over_dense(records_of(ERRORS)).set_index(["arm", "budget"])
+    assert list(gains.index) == [("half", 0.5), ("half", 1.0)]
+    low = gains.loc[("half", 0.5)]
+    assert low["accuracy_gain"] == pytest.approx(0.45 / 0.3 - 1)  # 50 % more accuracy
+    assert low["error_cut"] == pytest.approx(1 - 0.55 / 0.7)
+    assert low["points_gained"] == pytest.approx(15)
+    high = gains.loc[("half", 1.0)]
+    assert high["accuracy_gain"] == pytest.approx(0.45 / 0.5 - 1)
+    assert high["error_cut"] == pytest.approx(-0.1)
+    assert high["points_gained"] == pytest.approx(-5)
+
+
+def test_interval_of_two_tasks_spans_the_gains_of_the_tasks():
+    """A draw of two tasks takes only the first in a quarter of cases, and only the second in another."""
+    row = improvement_over_dense(records_of(ERRORS)).iloc[0]
+    assert row["accuracy_gain_low"] == pytest.approx(0.5) and row["accuracy_gain_high"] == pytest.approx(0.5)
+    assert row["points_gained_low"] == pytest.approx(10) and row["points_gained_high"] == pytest.approx(20)
+    assert row["error_cut_low"] == pytest.approx(1 - 0.7 / 0.8)
+    assert row["error_cut_high"] == pytest.approx(1 - 0.4 / 0.6)
+
+
+def test_interval_is_a_point_when_all_tasks_are_equal():
+    equal = {("dense", 1.0): [0.5] * 6, ("half", 1.0): [0.4] * 6}
+    row = improvement_over_dense(records_of(equal)).iloc[0]
+    for measure in ("accuracy_gain", "error_cut", "points_gained"):
+        assert row[f"{measure}_low"] == pytest.approx(row[measure])
+        assert row[f"{measure}_high"] == pytest.approx(row[measure])
+
+
+def test_bootstrap_is_paired():
+    """Tasks differ much, arms by the same ten points everywhere: a paired interval has no width."""
+    dense = np.linspace(0.2, 0.9, 8)
+    low, high = bootstrap_over_tasks(analysis.points_gained, dense - 0.1, dense)
+    assert (low, high) == (pytest.approx(10), pytest.approx(10))
+
+
+def test_interval_of_a_mean_is_that_of_the_normal_approximation():
+    errors = np.random.default_rng(1).uniform(0, 1, 200)
+    low, high = bootstrap_over_tasks(lambda drawn: drawn.mean(-1), errors)
+    half = 1.96 * errors.std() / np.sqrt(200)
+    assert (low, high) == pytest.approx((errors.mean() - half, errors.mean() + half), abs=0.1 * half)
+
+
+def test_intervals_are_the_same_every_time():
+    pd.testing.assert_frame_equal(mean_errors(records_of(ERRORS)), mean_errors(records_of(ERRORS)))
+
+
+def test_mean_errors_by_hand():
+    means = mean_errors(records_of(ERRORS)).set_index(["arm", "budget"])["error"]
+    assert means.to_dict() == pytest.approx({key: np.mean(errors) for key, errors in ERRORS.items()})
+
+
+def test_seeds_are_averaged_first():
+    second = records_of({key: [error + 0.1 for error in errors] for key, errors in ERRORS.items()}).assign(
+        seed=1
+    )
+    both = pd.concat([records_of(ERRORS), second])
+    for key, errors in ERRORS.items():
+        assert errors_by_task(both).loc[key].tolist() == pytest.approx([error + 0.05 for error in errors])
+
+
+def without(arm: str, budget: float, event: int | None = None) -> pd.DataFrame:
+    records = records_of(ERRORS)
+    gone = (records["arm"] == arm) & (records["budget"] == budget)
+    return records[~(gone if event is None else gone & (records["event"] == event))]
+
+
+RAGGED = {
+    "a task lacking": without("half", 1.0, event=1),
+    "a budget lacking": without("half", 1.0),
+    "a budget lacking in dense": without("dense", 1.0),
+    "no budget in common": records_of({("dense", 1.0): [0.5, 0.5], ("half", 0.5): [0.7, 0.4]}),
+    "no dense arm": records_of({key: errors for key, errors in ERRORS.items() if key[0] != "dense"}),
+    "other compute": records_of(ERRORS).assign(limit_macs=range(8)),
+    "other tasks": records_of(ERRORS).assign(task=[f"task{row}" for row in range(8)]),
+}
+
+
+@pytest.mark.parametrize("case", RAGGED)
+def test_arms_that_cannot_be_compared_are_refused(case):
+    with pytest.raises(UserError, match="expected"):
+        improvement_over_dense(RAGGED[case])
+
+
+def test_records_are_those_of_the_profile_in_its_order(tmp_path, monkeypatch):
+    arms = list(analysis.arms_of("smoke"))
+    monkeypatch.setattr(analysis, "records_file", lambda _, arm: tmp_path / f"{arm}.parquet")
+    for number, arm in enumerate(arms):
+        pd.DataFrame({"error_test": [number / 10]}).to_parquet(tmp_path / f"{arm}.parquet")
+    records = load_records("smoke")
+    assert records["arm"].tolist() == arms
+    assert records["error_test"].tolist() == [number / 10 for number in range(len(arms))]
+
+
+def test_arms_without_records_are_named(tmp_path, monkeypatch):
+    first, *others = analysis.arms_of("smoke")
+    monkeypatch.setattr(analysis, "records_file", lambda _, arm: tmp_path / f"{arm}.parquet")
+    pd.DataFrame({"error_test": [0.1]}).to_parquet(tmp_path / f"{first}.parquet")
+    with pytest.raises(UserError, match=", ".join(others)) as error:
+        load_records("smoke")
+    assert "make figures PROFILE=smoke" in str(error.value) and first not in str(error.value).split(":")[0]
+
+
+def test_unknown_profile_is_named_with_the_others():
+    with pytest.raises(UserError, match=r"nope.*smoke"):
+        load_records("nope")

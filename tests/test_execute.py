@@ -1,0 +1,129 @@
+"""Notebooks are executed with valid parameters, all or nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from lib.errors import UserError
+from lib.execute import execute
+from lib.paths import ROOT
+
+PARAMETERS = "number = 1\nflag = True\nrate = 0.5\nitems = [1]\nnothing = 0\ntext = 'a'"
+
+
+def notebook(folder: Path, *cells: str, name: str = "some.ipynb") -> Path:
+    """A notebook whose first code cell is the one with the parameters."""
+    first = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    content = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell("# Title"), first, *map(nbformat.v4.new_code_cell, cells)],
+        metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}},
+    )
+    file = folder / name
+    nbformat.write(content, file)
+    return file
+
+
+def printed(output: Path) -> str:
+    cells = nbformat.read(output, 4).cells
+    return "".join(
+        out.text for cell in cells for out in cell.get("outputs", []) if out.output_type == "stream"
+    )
+
+
+def test_misspelt_parameter_is_refused_before_anything_runs(tmp_path):
+    file = notebook(tmp_path, "open('ran', 'w')")
+    with pytest.raises(UserError, match="'nubmer'") as error:
+        execute(file, tmp_path / "out.ipynb", {"nubmer": 2}, "label")
+    assert "number, flag, rate" in str(error.value)
+    assert sorted(os.listdir(tmp_path)) == ["some.ipynb"]
+
+
+def test_values_keep_their_types(tmp_path):
+    values = {
+        "number": 2,
+        "flag": False,
+        "rate": 1e-3,
+        "items": [1, 0.5, "b"],
+        "nothing": None,
+        "text": "1e-3",
+    }
+    file = notebook(tmp_path, "print([number, flag, rate, items, nothing, text])")
+    execute(file, tmp_path / "new" / "out.ipynb", values, "label")
+    assert printed(tmp_path / "new" / "out.ipynb") == f"{list(values.values())}\n"
+    assert os.listdir(tmp_path / "new") == ["out.ipynb"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("from lib.errors import UserError\nraise UserError('ratio=7: too much.')", "ratio=7: too much."),
+        ("import sys; sys.exit(0)", ""),
+        ("import os; os._exit(0)", ""),
+        ("this is no Python", "SyntaxError"),
+    ],
+    ids=["error", "user error", "sys.exit(0)", "kernel dies", "syntax"],
+)  # fmt: skip
+def test_notebook_that_does_not_complete_leaves_the_old_output(tmp_path, cell, message):
+    file = notebook(tmp_path, cell, "print('after')")
+    output = tmp_path / "out.ipynb"
+    output.write_text("old")
+    with pytest.raises(UserError) as error:
+        execute(file, output, {}, "label")
+    assert str(error.value).startswith(message) and "\n" not in str(error.value).strip()
+    assert output.read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["out.ipynb", "some.ipynb"]
+
+
+def test_progress_is_passed_on_and_stays_out_of_the_notebook(tmp_path, capfd):
+    file = notebook(tmp_path, "from lib.progress import report\nfor i in range(3):\n    report(f'step {i}')")
+    execute(file, tmp_path / "out.ipynb", {}, "arm")
+    assert capfd.readouterr().err == "".join(f"arm: step {i}\n" for i in range(3))
+    assert "arm: step" not in (tmp_path / "out.ipynb").read_text()
+    assert "PROGRESS_FILE" not in os.environ
+
+
+def test_notebook_runs_in_its_own_folder(tmp_path):
+    (tmp_path / "beside.txt").write_text("found")
+    execute(notebook(tmp_path, "print(open('beside.txt').read())"), tmp_path / "out.ipynb", {}, "label")
+    assert printed(tmp_path / "out.ipynb") == "found\n"
+
+
+def test_two_notebooks_at_once_and_the_command_line(tmp_path):
+    processes = []
+    for number in (3, 4):
+        file = notebook(tmp_path, "import time; time.sleep(1); print(number)", name=f"{number}.ipynb")
+        parameters = tmp_path / f"{number}.json"
+        parameters.write_text(json.dumps({"number": number}))
+        command = [
+            sys.executable,
+            "-m",
+            "lib.execute",
+            file,
+            tmp_path / "out" / f"{number}.ipynb",
+            parameters,
+        ]
+        processes.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+    for number, process in zip((3, 4), processes, strict=True):
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert printed(tmp_path / "out" / f"{number}.ipynb") == f"{number}\n"
+        assert f"{number}: done in" in errors
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["missing.ipynb", "out.ipynb"], ["some.ipynb", "out.ipynb", "missing.json"]]
+)
+def test_command_line_ends_with_one_sentence(tmp_path, arguments):
+    notebook(tmp_path)
+    paths = [str(tmp_path / name) for name in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "lib.execute", *paths], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1

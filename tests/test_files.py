@@ -1,0 +1,76 @@
+"""Files are written whole or not at all."""
+
+import errno
+import json
+import os
+import stat
+
+import pytest
+
+from lib.errors import UserError
+from lib.files import atomic_path, write_json
+
+
+def test_file_appears_whole_and_alone(tmp_path):
+    target = tmp_path / "new" / "folder" / "table.csv"
+    with atomic_path(target) as temporary:
+        temporary.write_text("half")
+        assert not target.exists()
+        temporary.write_text("whole")
+    assert target.read_text() == "whole"
+    assert os.listdir(target.parent) == ["table.csv"]
+    assert stat.S_IMODE(target.stat().st_mode) == 0o644
+
+
+def test_temporary_file_has_the_suffix_that_writers_look_at(tmp_path):
+    with atomic_path(tmp_path / "figure.png") as temporary:
+        assert temporary.suffix == ".png" and temporary.parent == tmp_path
+
+
+@pytest.mark.parametrize("error", [ValueError("stop"), KeyboardInterrupt(), OSError(errno.EIO, "broken")])
+@pytest.mark.parametrize("old", ["old", None])
+def test_exception_keeps_the_old_file_and_leaves_nothing_else(tmp_path, error, old):
+    target = tmp_path / "table.csv"
+    if old is not None:
+        target.write_text(old)
+    with pytest.raises(type(error)), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert os.listdir(tmp_path) == (["table.csv"] if old else [])
+    assert old is None or target.read_text() == old
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])
+def test_full_disk_is_one_sentence_that_names_the_file(tmp_path, number):
+    target = tmp_path / "table.csv"
+    with pytest.raises(UserError, match=str(target)), atomic_path(target):
+        raise OSError(number, os.strerror(number))
+    assert os.listdir(tmp_path) == []
+
+
+def test_path_below_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match=str(tmp_path / "file")),
+        atomic_path(tmp_path / "file" / "a" / "b.csv"),
+    ):
+        pass
+
+
+def test_error_in_the_block_that_is_not_about_writing_is_not_hidden(tmp_path):
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "table.csv"):
+        (tmp_path / "missing").read_text()
+
+
+def test_json_is_read_back(tmp_path):
+    content = {"a": [1, 2.5, None, True], "b": {"c": "ü"}}
+    write_json(tmp_path / "x.json", content)
+    assert json.loads((tmp_path / "x.json").read_text()) == content
+
+
+def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
+    write_json(tmp_path / "x.json", 1)
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "x.json", {"a": object()})
+    assert (tmp_path / "x.json").read_text() == "1\n"
+    assert os.listdir(tmp_path) == ["x.json"]

@@ -1,0 +1,373 @@
+"""Runs: equal compute, records that repeat bit for bit, kills, full disks and bad specs."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from pandas.testing import assert_frame_equal
+
+from lib import runs
+from lib.backbones import list_backbones, load_backbone
+from lib.compute import forward_macs, training_macs
+from lib.errors import UserError
+from lib.learners import LEARNERS
+from lib.paths import ROOT
+from lib.pruning import plan_pruning
+from lib.pruning.repair import REPAIRS
+from lib.pruning.scores import CRITERIA
+from lib.runs import RunSpec, export_records, run_folder, run_stream
+from lib.streams import load_stream
+from lib.training import TaskNetwork, error_of
+
+TASKS = ["mnist", "fashion_mnist"]
+PRUNED = {
+    "backbone": "efficientnet_lite0", "ratio": 0.5, "criterion": "activation", "repair": "mean",
+    "budgets": [0.25, 0.5], "tasks": TASKS, "train_images": 48, "evaluation_images": 32,
+    "learning_rate": 0.002,
+}  # fmt: skip
+DENSE = PRUNED | {"ratio": 0}
+ONE_TASK = PRUNED | {"budgets": [0.25], "tasks": ["mnist"]}
+RUN = """
+import json, resource, signal, sys
+from lib.runs import RunSpec, run_stream
+fields, out, largest_file = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+if largest_file:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+run_stream(RunSpec(**fields), out)
+"""
+
+
+def start_run(fields: dict, out: Path, largest_file: int = 0) -> subprocess.Popen:
+    """The run in a process of its own; files larger than `largest_file` bytes cannot be written."""
+    command = [sys.executable, "-c", RUN, json.dumps(fields), str(out), str(largest_file)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def killed_run(fields: dict, out: Path) -> list[Path]:
+    """SIGKILL a run as soon as its first event is done; returns the events that are done."""
+    process = start_run(fields, out)
+    deadline = time.monotonic() + 120
+    while not (events := sorted(out.glob("*/events/[!.]*.json"))):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not list(out.glob("*/records.parquet"))
+    return events
+
+
+def assert_same_records(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+    """Equal bit for bit in everything but `seconds`."""
+    assert_frame_equal(found.drop(columns="seconds"), expected.drop(columns="seconds"), check_exact=True)
+
+
+def predictions(out: Path) -> dict[str, dict[str, np.ndarray]]:
+    return {
+        file.name: {name: values for name, values in np.load(file).items()}
+        for file in sorted(out.glob("*/predictions/*.npz"))
+    }
+
+
+@pytest.fixture(scope="module")
+def pruned_out(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("pruned")
+
+
+@pytest.fixture(scope="module")
+def pruned(pruned_out) -> pd.DataFrame:
+    """Records of the pruned arm, never disturbed."""
+    return run_stream(RunSpec(**PRUNED), pruned_out)
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory) -> pd.DataFrame:
+    return run_stream(RunSpec(**DENSE), tmp_path_factory.mktemp("dense"))
+
+
+def test_records_have_a_row_an_event_and_budget_and_all_columns(pruned):
+    assert pruned[["event", "task", "budget"]].to_numpy().tolist() == [
+        [event, task, budget] for event, task in enumerate(TASKS) for budget in PRUNED["budgets"]
+    ]
+    wanted = {
+        "event", "task", "year", "domain", "kind", "budget", "steps", "train_macs", "total_macs",
+        "forward_macs", "params", "error_dev", "error_test", "note", "seconds",
+    }  # fmt: skip
+    spec_fields = set(RunSpec.model_fields) - {"budgets", "tasks"}
+    assert wanted | spec_fields <= set(pruned.columns)
+    for field in spec_fields & PRUNED.keys():
+        assert (pruned[field] == PRUNED[field]).all()
+
+
+def test_records_describe_the_tasks_and_the_network(pruned, lite0):
+    tasks = {task.name: task for task in load_stream("pocket").tasks}
+    small = plan_pruning(lite0, 0.5, criterion="activation").apply(lite0)
+    assert (pruned["forward_macs"] == forward_macs(small, 64)).all()
+    assert (pruned["params"] == sum(p.numel() for p in small.body.parameters())).all()
+    for row in pruned.itertuples():
+        task = tasks[row.task]
+        assert (row.year, row.domain, row.kind) == (task.year, task.domain, task.kind)
+        assert row.steps > 0 and row.note == "" and row.seconds > 0
+        assert 0 <= row.error_dev <= 1 and 0 <= row.error_test <= 1
+
+
+def test_same_spec_is_not_computed_twice(pruned, pruned_out):
+    before = {file: file.stat().st_mtime_ns for file in pruned_out.rglob("*.*") if file.is_file()}
+    again = run_stream(RunSpec(**PRUNED), pruned_out)
+    assert_frame_equal(again, pruned, check_exact=True)
+    unchanged = {file for file, time_ns in before.items() if file.stat().st_mtime_ns == time_ns}
+    assert {"records.parquet", "spec.json", "provenance.json"} <= {file.name for file in unchanged}
+    assert {".npz"} <= {file.suffix for file in unchanged}
+
+
+def test_same_spec_elsewhere_gives_the_same_records(pruned, tmp_path):
+    assert_same_records(run_stream(RunSpec(**PRUNED), tmp_path), pruned)
+
+
+def test_all_arms_may_spend_the_same(pruned, dense):
+    assert (pruned["limit_macs"] == dense["limit_macs"]).all()
+    assert (pruned["total_macs"] <= pruned["limit_macs"]).all()
+    assert (pruned["steps"] >= dense["steps"]).all() and (pruned["steps"] > dense["steps"]).any()
+
+
+def test_budget_is_dense_epochs_of_the_task(dense, pruned):
+    for row in pd.concat([dense, pruned]).itertuples():
+        classes = {task.name: task.num_classes for task in load_stream("pocket").tasks}[row.task]
+        network = TaskNetwork(load_backbone("efficientnet_lite0", pretrained=False), classes)
+        assert row.limit_macs == round(row.budget * 48 * training_macs(network, 64))
+        assert row.train_macs <= row.total_macs
+
+
+def test_98_percent_of_a_budget_is_spent(tmp_path):
+    spec = RunSpec(**PRUNED | {"tasks": ["letters"], "budgets": [0.7, 1.3], "train_images": 80})
+    records = run_stream(spec, tmp_path)
+    assert (records["total_macs"] >= 0.98 * records["limit_macs"]).all()
+    assert (records["total_macs"] <= records["limit_macs"]).all()
+
+
+@pytest.mark.parametrize("reference", ["efficientnet_lite0@64", "efficientnet_lite1@32"])
+def test_reference_sets_the_unit_of_the_budget(tmp_path, reference):
+    records = run_stream(RunSpec(**ONE_TASK, reference=reference), tmp_path)
+    name, size = reference.split("@")
+    network = TaskNetwork(load_backbone(name, pretrained=False), 10)
+    assert records["limit_macs"].tolist() == [round(0.25 * 48 * training_macs(network, int(size)))]
+    assert (records["total_macs"] <= records["limit_macs"]).all() and (records["total_macs"] > 0).all()
+
+
+def test_errors_follow_from_the_saved_predictions(pruned, pruned_out):
+    saved = predictions(pruned_out)
+    assert len(saved) == len(pruned)
+    tasks = {task.name: task for task in load_stream("pocket").tasks}
+    for row in pruned.itertuples():
+        arrays = saved[f"{row.event}-{row.budget:g}.npz"]
+        test = tasks[row.task].read(64).test.labels.numpy()[:32]
+        np.testing.assert_array_equal(arrays["labels_test"], test)
+        assert row.error_test == pytest.approx(1 - np.mean(arrays["logits_test"].argmax(1) == test))
+        assert row.error_dev == error_of(arrays["logits_dev"], arrays["labels_dev"])
+        assert len(np.unique(arrays["logits_test"], axis=0)) > 1
+
+
+def test_every_task_starts_from_the_pretrained_network(pruned, tmp_path):
+    """Learner `independent`: a task's records do not depend on the tasks before it."""
+    alone = run_stream(RunSpec(**PRUNED | {"tasks": TASKS[:1]}), tmp_path)
+    assert_same_records(alone, pruned[pruned["task"] == TASKS[0]].reset_index(drop=True))
+
+
+@pytest.fixture(scope="module")
+def killed_out(tmp_path_factory) -> Path:
+    """What a run left that was killed after its first event."""
+    out = tmp_path_factory.mktemp("killed")
+    killed_run(PRUNED, out)
+    return out
+
+
+@pytest.fixture
+def killed(killed_out, tmp_path) -> Path:
+    return shutil.copytree(killed_out, tmp_path / "runs")
+
+
+def test_killed_run_goes_on_to_the_same_records(pruned, pruned_out, killed):
+    first = json.loads(min(killed.glob("*/events/*.json")).read_text())
+    resumed = run_stream(RunSpec(**PRUNED), killed)
+    assert_same_records(resumed, pruned)
+    assert resumed["seconds"].iloc[0] == first["seconds"]  # not computed again
+    expected, found = predictions(pruned_out), predictions(killed)
+    assert found.keys() == expected.keys() and len(found) == 4
+    for name, arrays in expected.items():
+        for key, values in arrays.items():
+            np.testing.assert_array_equal(found[name][key], values)
+
+
+def test_two_runs_of_one_spec_at_once_both_end_well(pruned, tmp_path):
+    both = [start_run(ONE_TASK, tmp_path) for _ in range(2)]
+    for process in both:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    assert len(list(tmp_path.glob("*/records.parquet"))) == 1
+    assert_same_records(run_stream(RunSpec(**ONE_TASK), tmp_path), pruned.iloc[:1])
+
+
+def test_full_disk_is_one_sentence_and_keeps_what_was_done(pruned, killed):
+    """Files above 2500 bytes cannot be written: the second event's predictions are larger."""
+    events = {file: file.read_bytes() for file in killed.glob("*/events/*.json")}
+    process = start_run(PRUNED, killed, largest_file=2500)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert errors.strip().splitlines()[-1].startswith("lib.errors.UserError: Cannot write")
+    assert len(events) >= 1 and all(file.read_bytes() == content for file, content in events.items())
+    assert_same_records(run_stream(RunSpec(**PRUNED), killed), pruned)
+
+
+def test_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=str(tmp_path / "file")):
+        run_stream(RunSpec(**ONE_TASK), tmp_path / "file" / "runs")
+
+
+def test_changed_training_code_computes_anew(tmp_path, monkeypatch):
+    spec = RunSpec(**ONE_TASK)
+    first = run_stream(spec, tmp_path)
+    (saved,) = tmp_path.glob("*/predictions/*.npz")
+    written = saved.stat().st_mtime_ns
+    monkeypatch.setattr(runs, "training_hash", lambda *_: "other code")
+    assert_same_records(run_stream(spec, tmp_path), first)
+    assert saved.stat().st_mtime_ns > written
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"ratio": 0.4}, {"train_images": 47}, {"tasks": ["letters"]}, {"learning_rate": 0.01},
+     {"precision": "bf16"}, {"threads": 2}, {"budgets": [0.3]}, {"repair": "none"}],
+)  # fmt: skip
+def test_whatever_changes_numbers_changes_the_folder(tmp_path, change):
+    assert run_folder(RunSpec(**ONE_TASK | change), tmp_path) != run_folder(RunSpec(**ONE_TASK), tmp_path)
+
+
+def test_key_does_not_depend_on_how_a_spec_is_written(tmp_path):
+    backwards = dict(reversed(ONE_TASK.items()))
+    explicit = ONE_TASK | {"scope": "uniform", "seed": 0, "device": "cpu"}
+    folders = {run_folder(RunSpec(**fields), tmp_path) for fields in (ONE_TASK, backwards, explicit)}
+    assert len(folders) == 1
+
+
+def test_folder_holds_the_readable_spec_and_the_provenance(pruned, pruned_out):
+    folder = run_folder(RunSpec(**PRUNED), pruned_out)
+    spec = json.loads((folder / "spec.json").read_text())
+    assert RunSpec(**spec) == RunSpec(**PRUNED) and spec["criterion"] == "activation"
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert {"commit", "packages", "processor", "seconds", "peak_memory_mb"} <= provenance.keys()
+    assert 100 < provenance["peak_memory_mb"] < 100_000
+
+
+def test_exported_records_are_the_records(pruned, pruned_out, tmp_path):
+    target = tmp_path / "new" / "arm.parquet"
+    export_records(RunSpec(**PRUNED), pruned_out, target)
+    assert_frame_equal(pd.read_parquet(target), pruned)
+    assert "training_hash" in json.loads(target.with_suffix(".json").read_text())
+
+
+def test_budgets_that_look_alike_are_kept_apart(tmp_path):
+    budgets = [0.25, 0.2500001]
+    records = run_stream(RunSpec(**ONE_TASK | {"budgets": budgets}), tmp_path)
+    assert records["budget"].tolist() == budgets
+    assert len(predictions(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("budget", [0.25, 1])
+def test_diverging_learning_rate_is_a_record_with_a_note(tmp_path, budget):
+    spec = RunSpec(**ONE_TASK | {"learning_rate": 1e37, "budgets": [budget], "ratio": 0})
+    (record,) = run_stream(spec, tmp_path).to_dict("records")
+    assert "diverged" in record["note"] and record["steps"] > 0
+    assert record["error_test"] == pytest.approx(0.9, abs=0.1)
+    assert record["total_macs"] >= 0.98 * record["limit_macs"]
+
+
+def test_budget_too_small_is_a_record_with_a_note(tmp_path):
+    (record,) = run_stream(RunSpec(**ONE_TASK | {"budgets": [0.001]}), tmp_path).to_dict("records")
+    assert (record["steps"], record["total_macs"]) == (0, 0)
+    assert "too small" in record["note"]
+    assert record["limit_macs"] > 0
+
+
+BAD = [
+    ({"raito": 0.5}, "'raito'", "ratio"),
+    ({"ratio": 1.5}, "ratio=1.5", "less than 1"),
+    ({"ratio": 1.0}, "ratio=1.0", "less than 1"),
+    ({"ratio": -0.1}, "ratio=-0.1", "greater than or equal to 0"),
+    ({"ratio": "a"}, "ratio='a'", "number"),
+    ({"ratio": None}, "ratio=None", "number"),
+    ({"ratio": float("nan")}, "ratio=nan", "finite"),
+    ({"backbone": "alexnet"}, "backbone='alexnet'", ", ".join(list_backbones())),
+    ({"backbone": ["resnet18"]}, "['resnet18']", ", ".join(list_backbones())),
+    ({"criterion": "magic"}, "criterion='magic'", ", ".join(CRITERIA)),
+    ({"criterion": ["l1"]}, "['l1']", ", ".join(CRITERIA)),
+    ({"repair": "glue"}, "repair='glue'", ", ".join(REPAIRS)),
+    ({"learner": "rote"}, "learner='rote'", ", ".join(LEARNERS)),
+    ({"scope": "galaxy"}, "scope='galaxy'", "uniform"),
+    ({"granularity": "atom"}, "granularity='atom'", "filter"),
+    ({"stream": "river"}, "'river'", "pocket"),
+    ({"tasks": ["mnist", "atlantis"]}, "atlantis", "letters"),
+    ({"tasks": []}, "tasks=[]", "at least 1"),
+    ({"tasks": "mnist"}, "tasks='mnist'", "list"),
+    ({"budgets": [1, 0.5]}, "budgets=[1, 0.5]", "ascending"),
+    ({"budgets": [1, 1]}, "budgets=[1, 1]", "ascending"),
+    ({"budgets": []}, "budgets=[]", "at least 1"),
+    ({"budgets": [0, 1]}, "budgets=[0, 1]", "above 0"),
+    ({"budgets": [-1]}, "budgets=[-1]", "above 0"),
+    ({"budgets": [float("inf")]}, "inf", "finite"),
+    ({"budgets": [float("nan")]}, "nan", "finite"),
+    ({"budgets": 1}, "budgets=1", "list"),
+    ({"reference": "resnet50"}, "reference='resnet50'", "network@pixels"),
+    ({"reference": "alexnet@64"}, "reference='alexnet@64'", "network@pixels"),
+    ({"reference": "resnet50@big"}, "reference='resnet50@big'", "network@pixels"),
+    ({"reference": "resnet50@0"}, "reference='resnet50@0'", "network@pixels"),
+    ({"precision": "fp8"}, "precision='fp8'", "fp32|bf16"),
+    ({"threads": 0}, "threads=0", "greater than or equal to 1"),
+    ({"device": "toaster"}, "device='toaster'", "cpu"),
+    ({"trials": 2}, "trials=2", "less than or equal to 1"),
+    ({"image_size": 8}, "image_size=8", "greater than or equal to 32"),
+    ({"learning_rate": 0}, "learning_rate=0", "greater than 0"),
+    ({"learning_rate": float("inf")}, "learning_rate=inf", "finite"),
+    ({"train_images": 1}, "train_images=1", "greater than or equal to 2"),
+    ({"evaluation_images": 0}, "evaluation_images=0", "greater than or equal to 1"),
+    ({"round_to": 0}, "round_to=0", "greater than or equal to 1"),
+    ({"seed": -1}, "seed=-1", "greater than or equal to 0"),
+    ({"ratio": 1e-4}, "0.0001", "larger ratio"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "value", "expected"), BAD, ids=[str(change) for change, *_ in BAD])
+def test_bad_spec_is_one_sentence_with_the_value_and_what_is_expected(tmp_path, change, value, expected):
+    with pytest.raises(UserError) as error:
+        run_stream(RunSpec(**ONE_TASK | change), tmp_path)
+    message = str(error.value)
+    assert value in message and expected in message
+    assert "\n" not in message and message.endswith(".")
+
+
+@pytest.mark.parametrize("field", ["backbone", "ratio", "budgets"])
+def test_missing_field_is_named(field):
+    with pytest.raises(UserError, match=f"needs {field}"):
+        RunSpec(**{name: value for name, value in ONE_TASK.items() if name != field})
+
+
+def test_backbone_without_a_rule_asks_for_a_learning_rate(tmp_path):
+    """Before anything is trained."""
+    fields = ONE_TASK | {"backbone": "resnet18", "pretrained": False}
+    with pytest.raises(UserError, match="learning_rate="):
+        run_stream(RunSpec(**fields | {"learning_rate": None}), tmp_path)
+    records = run_stream(RunSpec(**fields), tmp_path)
+    assert (records["used_learning_rate"] == 0.002).all()
