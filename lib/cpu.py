@@ -16,6 +16,7 @@ def set_up_cpu(threads: int) -> None:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:
         return  # not glibc: slower, same numbers
-    libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-    libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
-    libc.mallopt(_M_TOP_PAD, 64 << 20)
+    # As far as two runs side by side stay below 2 GB of memory.
+    libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+    libc.mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+    libc.mallopt(_M_TOP_PAD, 16 << 20)

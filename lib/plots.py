@@ -15,6 +15,7 @@ from lib.provenance import provenance
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.9  # inches, of a two-column page
 _RATIOS = sns.color_palette("flare", as_cmap=True)  # pruning ratio 0..1, light to dark
+LEGEND = "share of filters removed, criterion + repair"
 _MARKERS = {"activation": "o", "l1": "s", "l2": "D", "random": "X"}
 
 
@@ -46,18 +47,22 @@ def save_figure(figure: Figure, name: str, data: pd.DataFrame, profile: str) -> 
 
 
 def _look(arm: pd.Series) -> dict:
-    """Colour and marker of an arm: dense is black, others by ratio; the marker tells the criterion."""
+    """Dense is black, others coloured by ratio; the marker tells the criterion, hollow is unrepaired."""
     if arm["ratio"] == 0:
         return {"color": "black", "marker": "o"}
-    dashed = "-" if arm["criterion"] == "activation" else (0, (3, 1.5))
-    return {"color": _RATIOS(arm["ratio"]), "marker": _MARKERS[arm["criterion"]], "linestyle": dashed}
+    look = {"color": _RATIOS(arm["ratio"]), "marker": _MARKERS[arm["criterion"]]}
+    if arm["criterion"] != "activation":
+        look["linestyle"] = (0, (3, 1.5))
+    if arm["repair"] == "none":
+        look["markerfacecolor"] = "white"
+    return look
 
 
 def _label(arm: pd.Series) -> str:
     if arm["ratio"] == 0:
         return "dense"
     repaired = "" if arm["repair"] == "none" else f" + {arm['repair']}"
-    return f"{arm['ratio']:.0%} removed, {arm['criterion']}{repaired}"
+    return f"{100 * arm['ratio']:.0f} %, {arm['criterion']}{repaired}"
 
 
 def _arms(records: pd.DataFrame) -> pd.DataFrame:
@@ -79,31 +84,45 @@ def error_against_compute(records: pd.DataFrame, means: pd.DataFrame) -> Figure:
     tasks = records.drop_duplicates("event").sort_values("event")
     rows = 3
     columns = -(-len(tasks) // rows)
-    figure = plt.figure(figsize=(PAGE_WIDTH, 3.4))
-    main, small = figure.subfigures(1, 2, width_ratios=[1, 1.25])
+    figure = plt.figure(figsize=(PAGE_WIDTH, 4.2))
+    upper, lower = figure.subfigures(2, 1, height_ratios=[1, 0.18])
+    main, small = upper.subfigures(1, 2, width_ratios=[1, 1.35])
     axes = main.subplots()
-    spread = np.geomspace(0.94, 1.06, len(arms))
+    spread = np.geomspace(0.93, 1.07, len(arms))
     for dodge, (name, arm) in zip(spread, arms.iterrows(), strict=True):
         curve = means[means["arm"] == name]
-        axes.errorbar(
-            curve["budget"] * dodge, curve["error"],
-            yerr=[curve["error"] - curve["low"], curve["high"] - curve["error"]],
-            label=_label(arm), elinewidth=0.4, **_look(arm),
-        )  # fmt: skip
+        look = _look(arm)
+        axes.plot(curve["budget"] * dodge, curve["error"], label=_label(arm), **look)
+        axes.vlines(
+            curve["budget"] * dodge,
+            curve["low"],
+            curve["high"],
+            color=look["color"],
+            linewidth=0.5,
+            alpha=0.5,
+        )
     _budget_axis(axes, budgets)
     axes.set_ylabel("test error, mean over tasks (95 % interval over tasks)")
-    axes.legend(frameon=False, loc="upper right")
+    lower.legend(
+        *axes.get_legend_handles_labels(),
+        frameon=False,
+        ncols=4,
+        loc="center",
+        title=LEGEND,
+        title_fontsize=7,
+    )
 
     grid = small.subplots(rows, columns, sharex=True, squeeze=False)
     for panel in grid.flat[len(tasks) :]:
         panel.set_visible(False)
-    for panel, (_, task) in zip(grid.flat, tasks.iterrows(), strict=False):
+    for place, (panel, (_, task)) in enumerate(zip(grid.flat, tasks.iterrows(), strict=False)):
         for name, arm in arms.iterrows():
             of_task = records[(records["arm"] == name) & (records["event"] == task["event"])]
             curve = of_task.groupby("budget")["error_test"].mean()
             panel.plot(curve.index, curve, **_look(arm) | {"marker": None}, linewidth=0.9)
         _budget_axis(panel, budgets)
         panel.set_xticks(budgets[::2], [f"{budget:g}" for budget in budgets[::2]])
+        panel.tick_params(labelbottom=place + columns >= len(tasks))
         panel.set_xlabel("")
         panel.set_title(task["task"].replace("_", " "))
     small.supxlabel("compute budget (dense epochs of MACs)", fontsize=8)
@@ -132,6 +151,8 @@ def improvement(records: pd.DataFrame, gains: pd.DataFrame) -> Figure:
                 label=_label(arms.loc[name]), elinewidth=0.6, **_look(arms.loc[name]),
             )  # fmt: skip
         _budget_axis(axes, budgets)
+        if axes is not grid[1]:
+            axes.set_xlabel("")
         axes.set_title(title)
         percent = scale == 1
         axes.yaxis.set_major_formatter(
@@ -142,7 +163,9 @@ def improvement(records: pd.DataFrame, gains: pd.DataFrame) -> Figure:
             )
         )
     handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, ncols=4, loc="outside lower center")
+    figure.legend(
+        handles, labels, frameon=False, ncols=4, loc="outside lower center", title=LEGEND, title_fontsize=7
+    )
     return figure
 
 

@@ -162,7 +162,7 @@ def _loss(logits: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
 def predict(network: TaskNetwork, split: Split, precision: str, device: str = "cpu") -> np.ndarray:
     """Logits (N, C) of a split, float32."""
     network.to(device, memory_format=torch.channels_last).eval()
-    batches = (batch.permute(0, 3, 1, 2) for batch in split.images.split(100))
+    batches = (batch.permute(0, 3, 1, 2) for batch in split.images.split(50))
     return torch.cat([_logits(network, batch, precision, device).cpu() for batch in batches]).numpy()
 
 
