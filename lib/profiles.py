@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 from lib.errors import UserError, exit_with_one_sentence
+from lib.files import atomic_path
 from lib.paths import BUILD, PAPER_RECORDS, ROOT
 from lib.stamps import hash_of, training_hash
 
@@ -64,8 +65,8 @@ def write_stamps(profile: str) -> None:
     for name, text in texts.items():
         path = folder / "stamps" / name
         if not path.exists() or path.read_text() != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            with atomic_path(path) as temporary:
+                temporary.write_text(text)
 
 
 def newer_code(profile: str) -> list[str]:
