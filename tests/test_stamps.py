@@ -135,7 +135,9 @@ def test_cards_of_the_stream_change_every_arm(copy):
 
 def test_weights_count_for_their_own_backbone_only(copy):
     before = training_hash("resnet26_64"), training_hash("efficientnet_lite0")
-    (copy / "lib" / "weights" / "resnet26_64.safetensors").write_bytes(b"other weights")
+    weights = copy / "lib" / "weights" / "resnet26_64.safetensors"
+    weights.parent.mkdir(exist_ok=True)
+    weights.write_bytes(b"other weights")
     assert training_hash("resnet26_64") != before[0]
     assert training_hash("efficientnet_lite0") == before[1]
 
