@@ -42,12 +42,17 @@ setup: ## make .venv from requirements.txt, when it is missing or out of date
 		echo "$$want" > $(VENV)/stamp; \
 	fi
 
-figures: setup ## run the arms of PROFILE that are not done, and draw the figures
-	@$(PY) -m lib.profiles stamps "$(PROFILE)"
-ifneq ($(PROFILE),paper)
+# The arms that are not done, their estimate first; then the stamps anew, for they hold a hash of the records.
+define run_arms
 	@$(MAKE) --no-print-directory --question _arms 2>/dev/null || $(PY) -m lib.estimate "$(PROFILE)" $(JOBS)
 	@$(MAKE) --silent --no-print-directory $(PARALLEL) _arms
 	@$(PY) -m lib.profiles stamps "$(PROFILE)"
+endef
+
+figures: setup ## run the arms of PROFILE that are not done, and draw the figures
+	@$(PY) -m lib.profiles stamps "$(PROFILE)"
+ifneq ($(PROFILE),paper)
+	$(run_arms)
 else
 	@$(PY) -m lib.profiles warn "$(PROFILE)"
 endif
@@ -56,9 +61,7 @@ endif
 
 rerun: setup ## measure the records of PROFILE=paper anew, then draw
 	@$(PY) -m lib.profiles stamps "$(PROFILE)"
-	@$(MAKE) --no-print-directory --question _arms 2>/dev/null || $(PY) -m lib.estimate "$(PROFILE)" $(JOBS)
-	@$(MAKE) --silent --no-print-directory $(PARALLEL) _arms
-	@$(PY) -m lib.profiles stamps "$(PROFILE)"
+	$(run_arms)
 	@$(MAKE) --silent --no-print-directory $(PARALLEL) _all_figures
 
 test: setup ## the fast tests, and nbval on the notebooks
