@@ -29,7 +29,8 @@ class Backbone(nn.Module):
 
     Maps normalised float images (B, 3, H, W) to a representation (B, `feature_dim`). `image_size` is
     the side in pixels that the weights were learnt at, `mean` and `std` normalise images in 0..1, and
-    `classifier` maps (B, feature_dim) to the logits of the pretraining classes, or is None.
+    `classifier` maps (B, feature_dim) to the logits of the pretraining classes, or is None. `pruned` says
+    that filters have been removed, `fixed_size` that it takes images of its own size alone.
     """
 
     def __init__(
@@ -40,13 +41,22 @@ class Backbone(nn.Module):
         image_size: int,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
+        feature_dim: int | None = None,
+        fixed_size: bool = False,
     ):
         super().__init__()
         self.name, self.image_size, self.mean, self.std = name, image_size, mean, std
         self.body, self.classifier = body, classifier
-        self.feature_dim = classifier.in_features
+        self.feature_dim = feature_dim or classifier.in_features
+        self.fixed_size = fixed_size
+        self.pruned = False
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.fixed_size and images.shape[-1] != self.image_size:
+            raise UserError(
+                f"{self.name} takes images of {self.image_size} px only and got {images.shape[-1]} px: set "
+                f"image_size={self.image_size}."
+            )
         return self.body(images)
 
 
@@ -117,8 +127,8 @@ def _check_hash_in_name(file: Path) -> None:
 
 def _split(name: str, network: nn.Module, head: str, **attributes) -> Backbone:
     """Take the classifier called `head` off a classification network."""
-    classifier = getattr(network, head)
-    setattr(network, head, nn.Identity())
+    classifier = network.get_submodule(head)
+    network.set_submodule(head, nn.Identity())
     return Backbone(name, network, classifier, **attributes)
 
 
@@ -197,13 +207,23 @@ for _number, _image_size in ((0, 224), (1, 240), (2, 260)):
         return _split(name, network, "classifier", image_size=image_size, **CENTRED)
 
 
-# torchvision's ResNets: ImageNet weights, downloaded once into torch's hub cache.
-for _name, _weights in (
-    ("resnet18", "ResNet18_Weights.IMAGENET1K_V1"),
-    ("resnet34", "ResNet34_Weights.IMAGENET1K_V1"),
-    ("resnet50", "ResNet50_Weights.IMAGENET1K_V2"),
-    ("resnet101", "ResNet101_Weights.IMAGENET1K_V2"),
-):
+# torchvision: ImageNet weights, downloaded once into torch's hub cache, and the classifier's name.
+_TORCHVISION = {
+    "resnet18": ("ResNet18_Weights.IMAGENET1K_V1", "fc"),
+    "resnet34": ("ResNet34_Weights.IMAGENET1K_V1", "fc"),
+    "resnet50": ("ResNet50_Weights.IMAGENET1K_V2", "fc"),
+    "resnet101": ("ResNet101_Weights.IMAGENET1K_V2", "fc"),
+    "wide_resnet50_2": ("Wide_ResNet50_2_Weights.IMAGENET1K_V2", "fc"),
+    "resnext50_32x4d": ("ResNeXt50_32X4D_Weights.IMAGENET1K_V2", "fc"),
+    "vgg16_bn": ("VGG16_BN_Weights.IMAGENET1K_V1", None),
+    "mobilenet_v2": ("MobileNet_V2_Weights.IMAGENET1K_V2", "classifier.1"),
+    "mobilenet_v3_large": ("MobileNet_V3_Large_Weights.IMAGENET1K_V2", "classifier.3"),
+    "efficientnet_b0": ("EfficientNet_B0_Weights.IMAGENET1K_V1", "classifier.1"),
+    "regnet_y_400mf": ("RegNet_Y_400MF_Weights.IMAGENET1K_V2", "fc"),
+    "convnext_tiny": ("ConvNeXt_Tiny_Weights.IMAGENET1K_V1", "classifier.2"),
+    "vit_b_16": ("ViT_B_16_Weights.IMAGENET1K_V1", "heads.head"),
+}
+for _name, (_weights, _head) in _TORCHVISION.items():
 
     def _download(network: Backbone, weights: str = _weights) -> None:
         enum = torchvision.models.get_weight(weights)
@@ -217,8 +237,35 @@ for _name, _weights in (
                 f"downloading {enum.url} failed ({error}). Put that file there by hand, or use a "
                 f"backbone that needs no network: {', '.join(list_backbones(offline_only=True))}."
             ) from error
+        if network.classifier is None:
+            tensors = {name: value for name, value in tensors.items() if name.startswith("features.")}
         _load_in_order(network, tensors, target)
 
     @backbone(_name, _download, offline=False)
-    def _build_resnet(name: str = _name) -> Backbone:
-        return _split(name, torchvision.models.get_model(name), "fc", image_size=224, **IMAGENET)
+    def _build_torchvision(name: str = _name, head: str | None = _head) -> Backbone:
+        network = torchvision.models.get_model(name)
+        if head is None:  # VGG: the convolutions and a global average, without its huge linear layers
+            network.avgpool, network.classifier = nn.AdaptiveAvgPool2d(1), nn.Identity()
+            return Backbone(name, network, None, image_size=224, feature_dim=512, **IMAGENET)
+        fixed = isinstance(network, torchvision.models.VisionTransformer)
+        return _split(name, network, head, image_size=224, fixed_size=fixed, **IMAGENET)
+
+
+# DeiT, from timm: weights from the Hugging Face hub.
+for _name in ("deit_tiny_patch16_224", "deit_small_patch16_224"):
+
+    def _download_from_hub(network: Backbone) -> None:
+        try:
+            tensors = timm.create_model(network.name, pretrained=True).state_dict()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"The ImageNet weights of {network.name} cannot be had from the Hugging Face hub "
+                f"({str(error).splitlines()[0]}). Use a backbone that needs no network: "
+                f"{', '.join(list_backbones(offline_only=True))}."
+            ) from error
+        _load_in_order(network, tensors, Path(network.name))
+
+    @backbone(_name, _download_from_hub, offline=False)
+    def _build_deit(name: str = _name) -> Backbone:
+        network = timm.create_model(name, pretrained=False)
+        return _split(name, network, "head", image_size=224, fixed_size=True, **IMAGENET)

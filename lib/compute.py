@@ -4,6 +4,9 @@ One MAC is one multiplication and addition, two FLOPs. Convolutions and linear l
 norms, activations and pooling are not.
 """
 
+import copy
+import statistics
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -50,7 +53,9 @@ def count_macs(network: nn.Module, image_size: int) -> dict[str, LayerMacs]:
     try:
         with torch.enable_grad():
             meta = {name: tensor.to("meta") for name, tensor in state.items()}
-            functional_call(network, meta, torch.empty(images, 3, image_size, image_size, device="meta"))
+            dtype = next(network.parameters()).dtype
+            pixels = torch.empty(images, 3, image_size, image_size, device="meta", dtype=dtype)
+            functional_call(network, meta, pixels)
     finally:
         for handle in handles:
             handle.remove()
@@ -68,6 +73,34 @@ def training_macs(network: nn.Module, image_size: int) -> int:
         layer.forward + layer.weight_grad + layer.input_grad
         for layer in count_macs(network, image_size).values()
     )
+
+
+def measure_latency(
+    network: nn.Module, image_size: int, device: str = "cpu", batch_size: int = 1, precision: str = "fp32"
+) -> float:
+    """Milliseconds of one forward pass of `batch_size` images, the median of several.
+
+    Runs on as many threads as torch has; `precision` is "fp32" or "bf16" (autocast). Leaves `network`
+    where it was.
+    """
+    if precision not in ("fp32", "bf16"):
+        raise UserError(f"precision={precision!r} is unknown: expected fp32 or bf16.")
+    kind = torch.device(device).type
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={device} is not here: this torch sees no GPU. Use device='cpu'.")
+    runner = copy.deepcopy(network).to(device, memory_format=torch.channels_last).eval()
+    images = torch.zeros(batch_size, 3, image_size, image_size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    seconds = []
+    with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
+        # The first passes compile kernels; after that, enough passes for a median, within two seconds.
+        while len(seconds) < 4 or (len(seconds) < 25 and sum(seconds) < 2):
+            began = time.perf_counter()
+            runner(images)
+            if kind == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[2:]) * 1000
 
 
 @dataclass

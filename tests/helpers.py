@@ -6,24 +6,109 @@ import torch
 from torch import nn
 
 from lib.backbones import RESNETS_64, Backbone, build_resnet_64, list_backbones, load_backbone
+from lib.vision import timm, torchvision
 
 BACKBONES = [*list_backbones(), *(name for name in RESNETS_64 if name not in list_backbones())]
 
+# Every declared kind of block, torchvision's and timm's: small members of each family.
+_TORCHVISION = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "resnext50_32x4d", "vgg11_bn",
+    "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s",
+    "regnet_x_400mf", "regnet_y_400mf", "convnext_tiny", "vit",
+)  # fmt: skip
+_TIMM = (
+    "resnet18", "resnet50", "resnet50d", "wide_resnet50_2", "resnext50_32x4d", "vgg11_bn",
+    "mobilenetv2_100", "mobilenetv3_small_100", "mobilenetv3_large_100", "efficientnet_b0",
+    "tf_efficientnetv2_b0", "tf_efficientnet_lite0", "regnetx_002", "regnety_002", "convnext_atto",
+    "vit_tiny_patch16_224", "deit_tiny_patch16_224",
+)  # fmt: skip
+FAMILIES = [
+    *RESNETS_64,
+    *(f"torchvision:{name}" for name in _TORCHVISION),
+    *(f"timm:{name}" for name in _TIMM),
+]
+
+
+def _of_family(name: str) -> Backbone:
+    source, _, model = name.partition(":")
+    side = 64
+    if source == "timm":
+        extra = {"img_size": side} if model.startswith(("vit", "deit")) else {}
+        body = timm.create_model(model, num_classes=0, **extra)
+    elif model == "vit":
+        body = torchvision.models.VisionTransformer(side, 16, 2, 3, 96, 384)
+        body.heads = nn.Identity()
+    else:
+        body = torchvision.models.get_model(model)
+        if model.startswith("vgg"):
+            body.avgpool, body.classifier = nn.AdaptiveAvgPool2d(1), nn.Identity()
+        elif model.startswith("convnext"):
+            body.classifier[2] = nn.Identity()
+        else:
+            setattr(body, "fc" if hasattr(body, "fc") else "classifier", nn.Identity())
+    width = body.eval()(torch.zeros(1, 3, side, side)).shape[1]
+    return Backbone(name, body, nn.Linear(width, 10), side, (0.5,) * 3, (0.5,) * 3)
+
 
 def random_backbone(name: str, seed: int = 0) -> Backbone:
-    """The backbone with random weights and random statistics, scales and shifts in every batch norm."""
+    """A backbone, or a family's member, with random weights and random statistics, scales and shifts."""
     torch.manual_seed(seed)
-    if name in list_backbones():
-        network = load_backbone(name, pretrained=False)
+    if ":" in name:
+        network = _of_family(name)
     else:
-        network = build_resnet_64(name).eval()
+        network = load_backbone(name, False) if name in list_backbones() else build_resnet_64(name)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.5)
+        if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, 0, 0.5)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return network
+    for name, parameter in network.named_parameters():
+        if name.endswith(("layer_scale", "gamma")):  # ConvNeXt's start so small that nothing would show
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    return network.eval()
+
+
+def mixing_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Ungrouped convolutions and linear layers: those that mix channels."""
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+    }
+
+
+def kept_inputs(dense: nn.Module, plan) -> dict[str, torch.Tensor]:
+    """The input channels that every mixing layer keeps under a plan, read off weights that name them.
+
+    Every weight is set to its input's index and the plan applied: no declaration of the plan's is used.
+    """
+    tagged = copy.deepcopy(dense)
+    with torch.no_grad():
+        for layer in mixing_layers(tagged).values():
+            tags = torch.arange(layer.weight.shape[1], dtype=layer.weight.dtype)
+            layer.weight.copy_(tags.view(1, -1, *[1] * (layer.weight.ndim - 2)).expand_as(layer.weight))
+    tagged = plan.apply(tagged)
+    return {name: layer.weight[0].flatten(1)[:, 0].long() if layer.weight.ndim > 2 else layer.weight[0].long()
+            for name, layer in mixing_layers(tagged).items()}  # fmt: skip
+
+
+def mask_inputs(network: nn.Module, kept: dict[str, torch.Tensor]) -> list[str]:
+    """Set, in place, what is not kept to zero where it enters a mixing layer; the layers concerned."""
+    concerned = []
+    for name, indices in kept.items():
+        layer = network.get_submodule(name)
+        width = layer.weight.shape[1]
+        if len(indices) == width:
+            continue
+        mask = torch.zeros(width, dtype=layer.weight.dtype)
+        mask[indices] = 1
+        if isinstance(layer, nn.Conv2d):
+            mask = mask[:, None, None]
+        layer.register_forward_pre_hook(lambda _, inputs, mask=mask: (inputs[0] * mask,))
+        concerned.append(name)
+    return concerned
 
 
 def macs_by_layer(network: nn.Module, image_size: int) -> dict[str, int]:
@@ -41,7 +126,7 @@ def macs_by_layer(network: nn.Module, image_size: int) -> dict[str, int]:
             module.register_forward_hook(count)
         elif isinstance(module, nn.Linear):
             module.register_forward_hook(
-                lambda linear, *_, name=name: macs.update({name: linear.in_features * linear.out_features})
+                lambda linear, _, output, name=name: macs.update({name: output.numel() * linear.in_features})
             )
     network(torch.empty(1, 3, image_size, image_size, device="meta"))
     return macs

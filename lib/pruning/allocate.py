@@ -1,29 +1,85 @@
 """How many filters each site keeps."""
 
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
 from lib.errors import UserError
 
-SCOPES = ("uniform",)
+SCOPES = ("uniform", "global", "isomorphic")
+FLOOR = 0.1  # share of a site's filters that the scopes with one ranking for many sites leave in each
 
 
-def allocate(widths: list[int], ratio: float, scope: str, round_to: int) -> list[int]:
-    """Filters kept at each site of the given `widths` when the share `ratio` is removed.
+@dataclass(frozen=True)
+class Ranked:
+    """One site as allocation sees it: its filters' scores (C,), the unit they go in, and its kind."""
 
-    `uniform` removes the same share everywhere. Kept counts are rounded to the nearest multiple of
-    `round_to`, are at least `round_to` and never above the width. Raises UserError where nothing
-    would be removed at a ratio above 0.
-    """
+    scores: Tensor
+    unit: int
+    kind: str
+
+    @property
+    def width(self) -> int:
+        return len(self.scores)
+
+
+def check_request(ratio: float, scope: str, round_to: int) -> None:
+    """Raise UserError for an unknown scope or a number out of range."""
     if scope not in SCOPES:
         raise UserError(f"Unknown scope {scope!r}: expected one of {', '.join(SCOPES)}.")
     if not 0 <= ratio < 1:
         raise UserError(f"ratio={ratio} is out of range: expected a share in 0 <= ratio < 1, such as 0.5.")
     if round_to < 1:
         raise UserError(f"round_to={round_to} is out of range: expected a whole number of 1 or more.")
-    if ratio == 0:
-        return widths
-    kept = [min(width, max(round_to, round((1 - ratio) * width / round_to) * round_to)) for width in widths]
-    if kept == widths:
-        raise UserError(
-            f"ratio={ratio} removes no filter once the widths {sorted(set(widths))} are rounded to "
-            f"multiples of {round_to}: choose a larger ratio or a smaller round_to."
-        )
-    return kept
+
+
+def allocate(sites: list[Ranked], ratio: float, scope: str, round_to: int) -> list[int]:
+    """Filters kept at each site when the share `ratio` of all is removed.
+
+    `uniform` removes the same share everywhere; `global` ranks the filters of all sites together and
+    leaves each site at least a tenth; `isomorphic` does so among the sites of one kind (Fang et al.,
+    Isomorphic pruning for vision models, 2024). Kept counts are then rounded to the nearest multiple of
+    `round_to` and of the unit, at least one multiple, never above the width.
+    """
+    counts = []
+    for site, share in zip(sites, shares_kept(sites, ratio, scope), strict=True):
+        step = step_of(site, round_to)
+        counts.append(min(site.width, max(step, round(share * site.width / step) * step)))
+    return counts
+
+
+def shares_kept(sites: list[Ranked], ratio: float, scope: str) -> list[float]:
+    """The share of its filters that each site would keep, were there no rounding."""
+    if scope == "uniform":
+        return [1 - ratio] * len(sites)
+    groups: dict[str, list[int]] = {}
+    for place, site in enumerate(sites):
+        groups.setdefault(site.kind if scope == "isomorphic" else "", []).append(place)
+    shares = [0.0] * len(sites)
+    for places in groups.values():
+        found = _one_ranking([sites[place] for place in places], ratio)
+        for place, share in zip(places, found, strict=True):
+            shares[place] = share
+    return shares
+
+
+def step_of(site: Ranked, round_to: int) -> int:
+    """What a site's kept count is a multiple of."""
+    return math.lcm(round_to, site.unit)
+
+
+def _one_ranking(sites: list[Ranked], ratio: float) -> list[float]:
+    """The share that each site keeps when the lowest `ratio` of all their filters go, above the floor."""
+    scores = []
+    for site in sites:
+        protected = math.ceil(FLOOR * site.width)
+        order = site.scores.double().sort(descending=True).values
+        scores.append(torch.cat([torch.full((protected,), math.inf).double(), order[protected:]]))
+    together = torch.cat(scores)
+    removed = round(ratio * len(together))
+    lowest = torch.zeros(len(together), dtype=torch.bool)
+    lowest[together.argsort(stable=True)[:removed]] = True
+    lowest &= together.isfinite()
+    return [1 - part.double().mean().item() for part in lowest.split([site.width for site in sites])]

@@ -1,10 +1,12 @@
-"""Plan a pruning, apply it, save and load what came out."""
+"""A plan of what to remove: apply it, save and load what came out."""
 
 import copy
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -13,23 +15,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from lib.backbones import Backbone, load_backbone
-from lib.compute import count_macs
 from lib.errors import UserError
-from lib.files import atomic_path
-from lib.pruning.allocate import allocate
-from lib.pruning.repair import REPAIRS, check_repair
-from lib.pruning.scores import score_filters
-from lib.pruning.sites import Site, find_sites
-from lib.pruning.surgery import keep_channels
+from lib.files import atomic_path, write_json
+from lib.pruning.sites import find_sites
+from lib.pruning.surgery import keep_channels, width_of
+from lib.pruning.targets import Target
 
-GRANULARITIES = ("filter",)
+_PACKAGES = ("torch", "torchvision", "timm")
 
 
 @dataclass(frozen=True)
 class SiteSize:
-    """Filters and MACs of one site before and after."""
+    """Filters and MACs of one site before and after; `wanted` is the count before it was rounded."""
 
     before: int
+    wanted: float
     after: int
     macs_before: int
     macs_after: int
@@ -39,7 +39,9 @@ class SiteSize:
 class PruningPlan:
     """Which filters of which network stay, and how the removal is repaired.
 
-    `kept` maps a site's name to the ascending indices of the filters that stay.
+    `kept` maps a site's name to the ascending indices of the filters that stay. `calibration_macs` is what
+    criterion and repair computed on images, to be charged to a budget; `seconds` is how long planning
+    took. `corrections` holds the tensors of the pruned network that the repair changed.
     """
 
     backbone: str
@@ -52,20 +54,31 @@ class PruningPlan:
     seed: int
     kept: dict[str, list[int]]
     sites: dict[str, SiteSize]
+    target: Target | None = None
+    calibration_macs: int = 0
+    seconds: float = field(default=0.0, compare=False)
+    corrections: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def table(self) -> pd.DataFrame:
-        """A row a site: filters and MACs before and after.
+        """A row a site: filters and MACs before and after, and the count `wanted` before rounding.
 
-        The MACs are those of one image at the backbone's own size, of every layer that the site's
-        channels go through; two sites in a row share the layer between them.
+        The MACs are those of one image, of every layer that the site's channels go through; two sites in
+        a row share the layer between them.
         """
         rows = [{"site": name, **asdict(size)} for name, size in self.sites.items()]
-        return pd.DataFrame(rows, columns=["site", "before", "after", "macs_before", "macs_after"])
+        return pd.DataFrame(rows, columns=["site", *(column.name for column in fields(SiteSize))])
 
     def apply(self, network: Backbone) -> Backbone:
-        """A new, physically smaller network; `network` is untouched."""
+        """A new, physically smaller network; `network` is untouched.
+
+        Raises UserError for another network than the dense one that was planned for.
+        """
         small = copy.deepcopy(network)
-        _remove(small, self, self.repair)
+        remove(small, self)
+        tensors = small.state_dict()
+        with torch.no_grad():
+            for name, value in self.corrections.items():
+                tensors[name].copy_(value)
         return small
 
     def save(self, small: Backbone, folder: Path | str) -> None:
@@ -74,69 +87,19 @@ class PruningPlan:
         with atomic_path(folder / "weights.safetensors") as temporary:
             save_file({key: value.contiguous() for key, value in small.state_dict().items()}, temporary)
         digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
-        with atomic_path(folder / "plan.json") as temporary:
-            temporary.write_text(json.dumps({**asdict(self), "weights_sha256": digest}, indent=1))
+        stored = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "corrections"}
+        stored["sites"] = {name: asdict(size) for name, size in self.sites.items()}
+        stored["target"] = asdict(self.target) if self.target else None
+        versions = {name: version(name) for name in _PACKAGES}
+        write_json(folder / "plan.json", {**stored, "versions": versions, "weights_sha256": digest})
 
 
-def plan_pruning(
-    network: Backbone,
-    ratio: float,
-    criterion: str = "l1",
-    scope: str = "uniform",
-    granularity: str = "filter",
-    repair: str = "none",
-    round_to: int = 8,
-    images: torch.Tensor | None = None,
-    seed: int = 0,
-) -> PruningPlan:
-    """Choose, without any training, which filters of `network` to remove.
-
-    `ratio` is the share of filters removed at the sites; 0 gives the identity plan. `images`
-    (normalised, (N, 3, H, W)) are for criteria and repairs that need data; none here does. `seed`
-    matters to the criterion `random` only. Raises UserError for unknown names, a ratio out of range,
-    an undeclared architecture, or a ratio above 0 that would remove nothing.
-    """
-    if granularity not in GRANULARITIES:
-        raise UserError(f"Unknown granularity {granularity!r}: expected one of {', '.join(GRANULARITIES)}.")
-    check_repair(repair)
-    sites = find_sites(network)
-    widths = [network.get_submodule(site.producer).out_channels for site in sites]
-    counts = allocate(widths, ratio, scope, round_to)
-    kept = {}
-    for position, (site, count) in enumerate(zip(sites, counts, strict=True)):
-        # A seed a site: `random` must not draw the same order everywhere.
-        scores = score_filters(network, site, criterion, seed * 10_007 + position)
-        kept[site.name] = torch.topk(scores, count).indices.sort().values.tolist()
-    plan = PruningPlan(
-        network.name, ratio, criterion, scope, granularity, repair, round_to, seed, kept, sites={}
-    )
-    small = copy.deepcopy(network)
-    _remove(small, plan, repair="none")
-    before, after = (_macs_of_sites(net, sites) for net in (network, small))
-    sizes = {
-        site.name: SiteSize(width, count, before[site.name], after[site.name])
-        for site, width, count in zip(sites, widths, counts, strict=True)
-    }
-    return replace(plan, sites=sizes)
-
-
-def _macs_of_sites(network: Backbone, sites: list[Site]) -> dict[str, int]:
-    layers = count_macs(network, network.image_size)
-    return {
-        site.name: sum(
-            layers[name].forward for name in (site.producer, *site.followers, site.consumer) if name in layers
-        )
-        for site in sites
-    }
-
-
-def _remove(network: Backbone, plan: PruningPlan, repair: str) -> None:
-    """Remove, in place, what `plan` does not keep."""
-    sites = {site.name: site for site in find_sites(network)}
-    widths = {name: network.get_submodule(site.producer).out_channels for name, site in sites.items()}
-    expected = {name: size.before for name, size in plan.sites.items()} or widths
+def remove(network: Backbone, plan: PruningPlan) -> None:
+    """Remove, in place, what `plan` does not keep. Raises UserError where the plan does not fit."""
+    sites = {site.name: site for site in find_sites(network, plan.granularity)}
+    widths = {name: width_of(network, site) for name, site in sites.items()}
     fits = (
-        widths == expected
+        widths == {name: size.before for name, size in plan.sites.items()}
         and sites.keys() == plan.kept.keys()
         and all(
             kept and kept == sorted(set(kept)) and kept[0] >= 0 and kept[-1] < widths[name]
@@ -145,16 +108,13 @@ def _remove(network: Backbone, plan: PruningPlan, repair: str) -> None:
     )
     if not fits:
         raise UserError(
-            f"The plan does not fit this {network.name}: expected the {len(sites)} sites and widths of "
+            f"The plan does not fit this {network.name}: expected the {len(plan.sites)} sites and widths of "
             f"the dense {plan.backbone}. Plan again with plan_pruning for this network."
         )
     for name, site in sites.items():
-        kept = torch.tensor(plan.kept[name])
-        if len(kept) < widths[name]:
-            removed = torch.ones(widths[name], dtype=torch.bool)
-            removed[kept] = False
-            REPAIRS[repair](network, site, removed.nonzero().flatten())
-            keep_channels(network, site, kept)
+        if len(plan.kept[name]) < widths[name]:
+            keep_channels(network, site, torch.tensor(plan.kept[name]))
+            network.pruned = True
 
 
 def load_pruned(folder: Path | str) -> Backbone:
@@ -164,17 +124,18 @@ def load_pruned(folder: Path | str) -> Backbone:
     """
     folder = Path(folder)
     try:
-        fields = json.loads((folder / "plan.json").read_text())
-        digest = fields.pop("weights_sha256")
-        plan = TypeAdapter(PruningPlan).validate_python(fields)
+        stored = json.loads((folder / "plan.json").read_text())
+        digest = stored.pop("weights_sha256")
+        stored.pop("versions")
+        plan = TypeAdapter(PruningPlan).validate_python(stored)
         weights = (folder / "weights.safetensors").read_bytes()
         if hashlib.sha256(weights).hexdigest() != digest:
             raise ValueError("weights.safetensors is not the file that plan.json was written with")
         tensors = load(weights)
         small = load_backbone(plan.backbone, pretrained=False)
-        _remove(small, plan, repair="none")
+        remove(small, plan)
         small.load_state_dict(tensors)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{folder} holds no pruned network that can be loaded: expected plan.json and "
             f"weights.safetensors as written by PruningPlan.save ({error})."

@@ -1,86 +1,197 @@
 """Criteria: how the filters of a site are ranked before any training. A higher score is kept.
 
-A criterion is one function (network, site, generator) -> scores (C,), registered by its name; all of
-them need the weights alone and no data.
+A criterion is one function `Evidence` -> scores (C,), registered by its name with the data it needs.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lib.errors import UserError
-from lib.pruning.sites import Site
+from lib.pruning.calibrate import Moments, ridge
+from lib.pruning.moments import expected_activation
+from lib.pruning.sites import Consumer, Site
 
-Criterion = Callable[[nn.Module, Site, torch.Generator], Tensor]
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a criterion may look at: the network, the site, a generator, and, where it needs images, the
+    moments of what enters each of the site's consumers."""
+
+    network: nn.Module
+    site: Site
+    generator: torch.Generator
+    inputs: dict[str, Moments] | None = None
+
+    @property
+    def filters(self) -> Tensor:
+        """The producers' weights of each filter, flat (C, F)."""
+        producers = (self.network.get_submodule(name) for name in self.site.producers)
+        return torch.cat([producer.weight.flatten(1) for producer in producers], dim=1)
+
+
+def outgoing(network: nn.Module, consumer: str) -> Tensor:
+    """A view of a consumer's weights by input channel, (out, C, taps)."""
+    weight = network.get_submodule(consumer).weight
+    return weight.flatten(2) if weight.ndim == 4 else weight[..., None]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A criterion, whether it needs images, and whether its scores compare across sites as they are."""
+
+    score: Callable[[Evidence], Tensor]
+    needs_images: bool
+    comparable: bool
+
+
 CRITERIA: dict[str, Criterion] = {}
 
 
-def criterion(name: str):
+def criterion(name: str, needs_images: bool = False, comparable: bool = False):
     """Register the decorated function as the criterion `name`."""
 
-    def register(score: Criterion) -> Criterion:
-        CRITERIA[name] = score
+    def register(score: Callable[[Evidence], Tensor]) -> Callable[[Evidence], Tensor]:
+        CRITERIA[name] = Criterion(score, needs_images, comparable)
         return score
 
     return register
 
 
-def score_filters(network: nn.Module, site: Site, name: str, seed: int) -> Tensor:
-    """Scores (C,) of a site's filters under the criterion `name`.
-
-    Raises UserError for an unknown criterion.
-    """
+def check_criterion(name: str) -> None:
+    """Raise UserError for an unknown criterion."""
     if name not in CRITERIA:
         raise UserError(f"Unknown criterion {name!r}: expected one of {', '.join(CRITERIA)}.")
-    with torch.no_grad():
-        return CRITERIA[name](network, site, torch.Generator().manual_seed(seed))
 
 
-def gaussian_moments(
-    activation: Callable[[Tensor], Tensor], mean: Tensor, std: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,) of activation(N(mean, std)), by integration over +-6 std."""
-    z = torch.linspace(-6, 6, 481, dtype=torch.float64)
-    weights = torch.exp(-(z**2) / 2)
-    weights = weights / weights.sum()
-    values = activation(mean.double()[:, None] + std.double()[:, None] * z)
-    first = values @ weights
-    second = ((values - first[:, None]) ** 2) @ weights
-    return first.to(mean.dtype), second.sqrt().to(mean.dtype)
+@torch.no_grad()
+def score_filters(evidence: Evidence, name: str) -> Tensor:
+    """Scores (C,) of a site's filters, the same for all filters of a unit.
 
-
-def expected_activation(network: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C,) of what the site's channels bring to the consumer.
-
-    A batch norm's output is taken as normal with its bias as mean and its scale as deviation.
+    Scores that are not comparable across sites are given as multiples of the site's mean.
     """
-    norm = network.get_submodule(site.last_norm)
-    return gaussian_moments(site.activation, norm.bias, norm.weight.abs())
+    scores = CRITERIA[name].score(evidence).double()
+    unit = evidence.site.unit
+    if unit > 1:
+        scores = scores.unflatten(0, (-1, unit)).mean(1).repeat_interleave(unit)
+    return scores if CRITERIA[name].comparable else scores / scores.mean().clamp(min=1e-30)
 
 
 @criterion("activation")
-def _activation(network: nn.Module, site: Site, generator: torch.Generator) -> Tensor:
+def _activation(evidence: Evidence) -> Tensor:
     """Deviation of the channel's expected activation times the norm of its outgoing weights."""
-    _, deviation = expected_activation(network, site)
-    consumer = network.get_submodule(site.consumer).weight
-    return deviation * consumer.transpose(0, 1).flatten(1).norm(dim=1)
+    _, deviation = expected_activation(evidence.network, evidence.site)
+    norms = [
+        outgoing(evidence.network, consumer.name).square().sum((0, 2)) for consumer in evidence.site.consumers
+    ]
+    return deviation * torch.stack(norms).sum(0).sqrt()
+
+
+@criterion("activation_images", needs_images=True, comparable=True)
+def _activation_images(evidence: Evidence) -> Tensor:
+    """What the consumers' output loses when the channel goes and those that stay make up for it.
+
+    Channels are eliminated one after the other, the cheapest first, the others' outgoing weights
+    re-fitted by least squares each time, as Optimal Brain Surgeon does for weights (Hassibi and Stork,
+    1993). The score is the loss of the step that removes the channel, as a share of the variance of the
+    consumers' output on the images.
+    """
+    return torch.stack(
+        [
+            _eliminate(outgoing(evidence.network, consumer.name).double(), moments.covariance.double())
+            for consumer, moments in ((c, evidence.inputs[c.name]) for c in evidence.site.consumers)
+        ]
+    ).mean(0)
+
+
+ROUNDS = 64  # of elimination; within a round the order is greedy among twice the channels that go
+
+
+def _eliminate(weight: Tensor, covariance: Tensor) -> Tensor:
+    """Losses (C,) of backward elimination: weights (out, C, taps), covariance (C, C) of the inputs."""
+    width = len(covariance)
+    variance = torch.einsum("oct,cd,odt->", weight, covariance, weight).clamp(min=1e-30)
+    precision = torch.linalg.inv(ridge(covariance))
+    weight = weight.transpose(1, 2).flatten(0, 1).clone()
+    losses = torch.full((width,), torch.inf, dtype=weight.dtype)
+    together, highest = -(-width // ROUNDS), 0.0
+    while losses.isinf().any():
+        # Within a round on the candidates' small matrices, then on the whole ones at once.
+        loss = weight.square().sum(0) / precision.diagonal().clamp(min=1e-30)
+        alive = int(losses.isinf().sum())
+        likely = torch.where(losses.isinf(), loss, torch.inf).topk(min(2 * together, alive), largest=False)
+        candidates = likely.indices
+        gram, small = weight[:, candidates].T @ weight[:, candidates], precision[candidates][:, candidates]
+        chosen = []
+        for _ in range(min(together, alive)):
+            cost = gram.diagonal() / small.diagonal().clamp(min=1e-30)
+            cost[chosen] = torch.inf
+            pick = int(cost.argmin())
+            highest = max(highest, float(cost[pick]))  # greedy steps may get cheaper; the order counts
+            losses[candidates[pick]] = highest
+            chosen.append(pick)
+            row, column = small[pick] / small[pick, pick], gram[pick]
+            both = torch.outer(row, column)
+            gram = gram - both - both.T + column[pick] * torch.outer(row, row)
+            small = small - torch.outer(small[:, pick], row)
+        gone = candidates[chosen]
+        made_up = torch.linalg.solve(precision[gone][:, gone], precision[gone])
+        weight -= weight[:, gone] @ made_up
+        precision -= precision[:, gone] @ made_up
+    return losses / variance
+
+
+def elimination_macs(network: nn.Module, consumer: Consumer, inputs: Moments) -> int:
+    """MACs of `activation_images` at one consumer: covariance, inverse, and the eliminations."""
+    rows, width = inputs.rows.shape
+    weights = network.get_submodule(consumer.name).weight.numel()
+    return rows * width**2 + 2 * width**3 + width * weights
 
 
 @criterion("l1")
-def _l1(network: nn.Module, site: Site, generator: torch.Generator) -> Tensor:
+def _l1(evidence: Evidence) -> Tensor:
     """Sum of a filter's absolute weights (Li et al., Pruning filters for efficient ConvNets, 2017)."""
-    return network.get_submodule(site.producer).weight.flatten(1).abs().sum(1)
+    return evidence.filters.abs().sum(1)
 
 
 @criterion("l2")
-def _l2(network: nn.Module, site: Site, generator: torch.Generator) -> Tensor:
+def _l2(evidence: Evidence) -> Tensor:
     """Euclidean norm of a filter's weights."""
-    return network.get_submodule(site.producer).weight.flatten(1).norm(dim=1)
+    return evidence.filters.norm(dim=1)
+
+
+@criterion("bn_scale")
+def _bn_scale(evidence: Evidence) -> Tensor:
+    """Absolute scale of the batch norm before the consumer (Liu et al., Network slimming, 2017)."""
+    if not evidence.site.norms:
+        raise UserError(
+            f"criterion='bn_scale' needs a batch norm at {evidence.site.name}, and there is none: choose "
+            "another criterion, such as 'l1'."
+        )
+    scales = [evidence.network.get_submodule(name).weight.abs() for name in evidence.site.norms]
+    return torch.stack(scales).sum(0)
+
+
+@criterion("fpgm")
+def _fpgm(evidence: Evidence) -> Tensor:
+    """Sum of distances to the site's other filters: those near the geometric median are replaceable
+    (He et al., Filter pruning via geometric median, 2019)."""
+    return torch.cdist(evidence.filters, evidence.filters).sum(1)
+
+
+@criterion("lamp", comparable=True)
+def _lamp(evidence: Evidence) -> Tensor:
+    """A filter's squared norm as a share of that of all filters of the site that are no smaller
+    (Lee et al., Layer-adaptive sparsity for magnitude-based pruning, 2021)."""
+    squares = evidence.filters.square().sum(1)
+    ascending = squares.sort()
+    no_smaller = ascending.values.flip(0).cumsum(0).flip(0)
+    return torch.empty_like(squares).scatter(0, ascending.indices, ascending.values / no_smaller)
 
 
 @criterion("random")
-def _random(network: nn.Module, site: Site, generator: torch.Generator) -> Tensor:
+def _random(evidence: Evidence) -> Tensor:
     """A random order, the baseline that any criterion has to beat."""
-    filters = network.get_submodule(site.producer).out_channels
-    return torch.rand(filters, generator=generator)
+    return torch.rand(len(evidence.filters), generator=evidence.generator)
