@@ -11,7 +11,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BUILD := build/$(PROFILE)
 STAMPS := $(BUILD)/stamps
-DRAWN := 01_what_pruning_removes 02_error_against_compute 03_improvement_over_dense
+DRAWN := 01_what_pruning_removes 02_error_against_compute 03_improvement_over_dense 04_large_or_small
 # What nbval checks: all but the one that needs Tiny ImageNet and hours.
 CHECKED := $(filter-out notebooks/pretrain.ipynb,$(wildcard notebooks/*.ipynb))
 FIGURES := $(DRAWN:%=figures/$(PROFILE)/%.pdf)

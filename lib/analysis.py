@@ -12,31 +12,33 @@ import pandas as pd
 from lib.errors import UserError
 from lib.profiles import arms_of, records_file
 
-DENSE = "dense"
 RESAMPLES = 4000
 
 
-def load_records(profile: str) -> pd.DataFrame:
-    """The records of all arms of a profile with a column `arm`, in the profile's order.
+def load_records(profile: str, group: str = "arms") -> pd.DataFrame:
+    """The records of the arms of a profile's group with a column `arm`, in the profile's order.
 
-    Raises UserError naming the arms that have not been run.
+    A column `unit` names the dense network and resolution that the budget is counted in. Raises UserError
+    naming the arms that have not been run.
     """
-    files = {arm: records_file(profile, arm) for arm in arms_of(profile)}
+    files = {arm: records_file(profile, arm) for arm in arms_of(profile, group)}
     missing = [arm for arm, file in files.items() if not file.exists()]
     if missing:
         raise UserError(
             f"No records of {', '.join(missing)} in {next(iter(files.values())).parent}: expected one "
             f"Parquet file an arm. Run `make figures PROFILE={profile}`."
         )
-    return pd.concat(
+    records = pd.concat(
         [pd.read_parquet(file).assign(arm=arm) for arm, file in files.items()], ignore_index=True
     )
+    own = records["backbone"] + "@" + records["image_size"].astype(str)
+    return records.assign(unit=records["reference"].fillna(own))
 
 
 def errors_by_task(records: pd.DataFrame) -> pd.DataFrame:
-    """Test error, rows (arm, budget), columns tasks; the mean over seeds.
+    """Test error of the arms of one unit, rows (arm, budget), columns tasks; the mean over seeds.
 
-    All arms of a stream spend the same compute at the same budget, so a column compares at matched
+    All of them spend the same compute at the same budget, so a column compares at matched
     compute. Raises UserError where an arm lacks a task or budget that another has.
     """
     tasks_differ = (records.groupby("event")["task"].nunique() > 1).any()
@@ -65,10 +67,33 @@ def bootstrap_over_tasks(statistic: Callable[..., np.ndarray], *errors: np.ndarr
 def mean_errors(records: pd.DataFrame) -> pd.DataFrame:
     """Mean test error over tasks of every arm at every budget, with its interval over tasks."""
     rows = []
-    for (arm, budget), errors in errors_by_task(records).iterrows():
-        low, high = bootstrap_over_tasks(lambda e: e.mean(-1), errors.to_numpy())
-        rows.append({"arm": arm, "budget": budget, "error": errors.mean(), "low": low, "high": high})
+    for unit, of_unit in records.groupby("unit", sort=False):
+        for (arm, budget), errors in errors_by_task(of_unit).iterrows():
+            low, high = bootstrap_over_tasks(lambda e: e.mean(-1), errors.to_numpy())
+            row = {"unit": unit, "arm": arm, "budget": budget, "error": errors.mean()}
+            rows.append({**row, "low": low, "high": high})
     return pd.DataFrame(rows)
+
+
+def dense_arm(of_unit: pd.DataFrame) -> str:
+    """The arm of a unit's dense network. Raises UserError where there is none."""
+    own = of_unit["backbone"] + "@" + of_unit["image_size"].astype(str) == of_unit["unit"]
+    found = of_unit.loc[own & (of_unit["ratio"] == 0), "arm"]
+    if found.empty:
+        raise UserError(
+            f"No dense arm among {', '.join(of_unit['arm'].unique())}: expected one of "
+            f"{of_unit['unit'].iloc[0]} with ratio 0."
+        )
+    return found.iloc[0]
+
+
+def unlimited_table(records: pd.DataFrame) -> pd.DataFrame:
+    """Mean test error over tasks, with its interval, a row a network: each arm has a budget of its own."""
+    table = mean_errors(records.assign(unit=records["arm"])).set_index("arm")
+    about = records.drop_duplicates("arm").set_index("arm")[["backbone", "pretrained", "forward_macs"]]
+    about = about.assign(forward_macs=(about["forward_macs"] / 1e6).round(1))
+    about = about.rename(columns={"forward_macs": "forward (million MACs)"})
+    return about.join(table[["budget", "error", "low", "high"]].round(3))
 
 
 def accuracy_gain(pruned: np.ndarray, dense: np.ndarray) -> np.ndarray:
@@ -90,24 +115,21 @@ MEASURES = {"accuracy_gain": accuracy_gain, "error_cut": error_cut, "points_gain
 
 
 def improvement_over_dense(records: pd.DataFrame) -> pd.DataFrame:
-    """Improvement of every other arm over the arm `dense` at the same budget, with 95 % intervals.
+    """Improvement of every other arm over its unit's dense arm at the same budget, with 95 % intervals.
 
-    Columns: arm, budget, and for each of MEASURES its value, `_low` and `_high`. The intervals are
+    Columns: unit, arm, budget, and for each of MEASURES its value, `_low` and `_high`. The intervals are
     over tasks, paired: both arms see the same draw.
     """
-    table = errors_by_task(records)
-    if DENSE not in table.index:
-        raise UserError(
-            f"No arm is called {DENSE!r} among {', '.join(records['arm'].unique())}: expected one."
-        )
     rows = []
-    for (arm, budget), errors in table.iterrows():
-        if arm == DENSE:
-            continue
-        pair = errors.to_numpy(), table.loc[(DENSE, budget)].to_numpy()
-        row = {"arm": arm, "budget": budget}
-        for name, measure in MEASURES.items():
-            row[name] = float(measure(*pair))
-            row[f"{name}_low"], row[f"{name}_high"] = bootstrap_over_tasks(measure, *pair)
-        rows.append(row)
+    for unit, of_unit in records.groupby("unit", sort=False):
+        table, dense = errors_by_task(of_unit), dense_arm(of_unit)
+        for (arm, budget), errors in table.iterrows():
+            if arm == dense:
+                continue
+            pair = errors.to_numpy(), table.loc[(dense, budget)].to_numpy()
+            row = {"unit": unit, "arm": arm, "budget": budget}
+            for name, measure in MEASURES.items():
+                row[name] = float(measure(*pair))
+                row[f"{name}_low"], row[f"{name}_high"] = bootstrap_over_tasks(measure, *pair)
+            rows.append(row)
     return pd.DataFrame(rows)

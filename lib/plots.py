@@ -8,13 +8,13 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from lib.analysis import DENSE
 from lib.files import atomic_path, write_json
 from lib.paths import FIGURES
 from lib.provenance import provenance
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.9  # inches, of a two-column page
 _RATIOS = sns.color_palette("flare", as_cmap=True)  # pruning ratio 0..1, light to dark
+BUDGET = "compute budget (dense epochs of MACs)"
 LEGEND = "share of filters removed, criterion + repair"
 _MARKERS = {"activation": "o", "l1": "s", "l2": "D", "random": "X"}
 
@@ -47,10 +47,13 @@ def save_figure(figure: Figure, name: str, data: pd.DataFrame, profile: str) -> 
 
 
 def _look(arm: pd.Series) -> dict:
-    """Dense is black, others coloured by ratio; the marker tells the criterion, hollow is unrepaired."""
+    """Dense is black, another network blue, others coloured by ratio; the marker tells the criterion,
+    hollow is unrepaired."""
+    if arm["backbone"] != arm["unit"].split("@")[0]:
+        return {"color": "tab:blue", "marker": "^"}
     if arm["ratio"] == 0:
         return {"color": "black", "marker": "o"}
-    look = {"color": _RATIOS(arm["ratio"]), "marker": _MARKERS[arm["criterion"]]}
+    look = {"color": _RATIOS(arm["ratio"]), "marker": _MARKERS.get(arm["criterion"], "v")}
     if arm["criterion"] != "activation":
         look["linestyle"] = (0, (3, 1.5))
     if arm["repair"] == "none":
@@ -60,112 +63,128 @@ def _look(arm: pd.Series) -> dict:
 
 def _label(arm: pd.Series) -> str:
     if arm["ratio"] == 0:
-        return "dense"
-    repaired = "" if arm["repair"] == "none" else f" + {arm['repair']}"
-    return f"{100 * arm['ratio']:.0f} %, {arm['criterion']}{repaired}"
+        return "dense" if arm["backbone"] == arm["unit"].split("@")[0] else f"{arm['backbone']}, dense"
+    repaired = "" if arm["repair"] == "none" else f" + {arm['repair'].replace('_', ' ')}"
+    return f"{100 * arm['ratio']:.0f} %, {arm['criterion'].replace('_', ' ')}{repaired}"
 
 
 def _arms(records: pd.DataFrame) -> pd.DataFrame:
     """What tells the arms apart, a row an arm, in the order of the records."""
-    return records.drop_duplicates("arm").set_index("arm")[["backbone", "ratio", "criterion", "repair"]]
+    columns = ["unit", "backbone", "ratio", "criterion", "repair"]
+    return records.drop_duplicates("arm").set_index("arm")[columns]
+
+
+def _legend(figure: Figure, panels: list[plt.Axes]) -> None:
+    """One legend of the curves of all panels, below the figure."""
+    entries = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= {label: handle for handle, label in zip(handles, labels, strict=True)}
+    figure.legend(
+        entries.values(), entries.keys(), frameon=False, ncols=4, loc="outside lower center", title=LEGEND,
+        title_fontsize=7,
+    )  # fmt: skip
 
 
 def _budget_axis(axes: plt.Axes, budgets: np.ndarray) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("compute budget (dense epochs of MACs)")
+    axes.set_xlabel(BUDGET)
 
 
 def error_against_compute(records: pd.DataFrame, means: pd.DataFrame) -> Figure:
-    """Mean test error over tasks against the budget, a curve an arm; beside it each task by itself."""
-    arms = _arms(records)
-    budgets = np.sort(means["budget"].unique())
-    tasks = records.drop_duplicates("event").sort_values("event")
-    rows = 3
-    columns = -(-len(tasks) // rows)
-    figure = plt.figure(figsize=(PAGE_WIDTH, 4.2))
-    upper, lower = figure.subfigures(2, 1, height_ratios=[1, 0.18])
-    main, small = upper.subfigures(1, 2, width_ratios=[1, 1.35])
-    axes = main.subplots()
-    spread = np.geomspace(0.93, 1.07, len(arms))
-    for dodge, (name, arm) in zip(spread, arms.iterrows(), strict=True):
-        curve = means[means["arm"] == name]
-        look = _look(arm)
-        axes.plot(curve["budget"] * dodge, curve["error"], label=_label(arm), **look)
-        axes.vlines(
-            curve["budget"] * dodge,
-            curve["low"],
-            curve["high"],
-            color=look["color"],
-            linewidth=0.5,
-            alpha=0.5,
-        )
-    _budget_axis(axes, budgets)
-    axes.set_ylabel("test error, mean over tasks (95 % interval over tasks)")
-    lower.legend(
-        *axes.get_legend_handles_labels(),
-        frameon=False,
-        ncols=4,
-        loc="center",
-        title=LEGEND,
-        title_fontsize=7,
-    )
+    """Mean test error over tasks against the budget, a panel a unit and a curve an arm."""
+    arms, units = _arms(records), list(means["unit"].unique())
+    figure, grid = plt.subplots(1, len(units), figsize=(PAGE_WIDTH, 3.4), sharey=True, squeeze=False)
+    for axes, unit in zip(grid[0], units, strict=True):
+        of_unit = means[means["unit"] == unit]
+        names = list(of_unit["arm"].unique())
+        for dodge, name in zip(np.geomspace(0.93, 1.07, len(names)), names, strict=True):
+            curve, look = of_unit[of_unit["arm"] == name], _look(arms.loc[name])
+            places = curve["budget"] * dodge
+            axes.plot(places, curve["error"], label=_label(arms.loc[name]), **look)
+            axes.vlines(places, curve["low"], curve["high"], color=look["color"], linewidth=0.5, alpha=0.5)
+        _budget_axis(axes, np.sort(of_unit["budget"].unique()))
+        axes.set_title(unit.replace("@", " at ") + " px")
+    grid[0, 0].set_ylabel("test error, mean over tasks\n(95 % interval over tasks)")
+    _legend(figure, list(grid[0]))
+    return figure
 
-    grid = small.subplots(rows, columns, sharex=True, squeeze=False)
+
+def error_by_task(records: pd.DataFrame) -> Figure:
+    """Test error against the budget, a panel a task of the stream, for the arms of the first unit."""
+    of_unit = records[records["unit"] == records["unit"].iloc[0]]
+    arms, tasks = _arms(of_unit), of_unit.drop_duplicates("event").sort_values("event")
+    budgets = np.sort(of_unit["budget"].unique())
+    rows, columns = 2, -(-len(tasks) // 2)
+    figure, grid = plt.subplots(rows, columns, figsize=(PAGE_WIDTH, 3.6), sharex=True, squeeze=False)
     for panel in grid.flat[len(tasks) :]:
         panel.set_visible(False)
-    for place, (panel, (_, task)) in enumerate(zip(grid.flat, tasks.iterrows(), strict=False)):
+    for panel, (_, task) in zip(grid.flat, tasks.iterrows(), strict=False):
         for name, arm in arms.iterrows():
-            of_task = records[(records["arm"] == name) & (records["event"] == task["event"])]
+            of_task = of_unit[(of_unit["arm"] == name) & (of_unit["event"] == task["event"])]
             curve = of_task.groupby("budget")["error_test"].mean()
-            panel.plot(curve.index, curve, **_look(arm) | {"marker": None}, linewidth=0.9)
+            panel.plot(curve.index, curve, label=_label(arm), **_look(arm) | {"markersize": 2}, linewidth=0.9)
         _budget_axis(panel, budgets)
-        panel.set_xticks(budgets[::2], [f"{budget:g}" for budget in budgets[::2]])
-        panel.tick_params(labelbottom=place + columns >= len(tasks))
         panel.set_xlabel("")
         panel.set_title(task["task"].replace("_", " "))
-    small.supxlabel("compute budget (dense epochs of MACs)", fontsize=8)
-    small.supylabel("test error", fontsize=8)
+    figure.supxlabel(BUDGET, fontsize=8)
+    figure.supylabel("test error", fontsize=8)
+    _legend(figure, list(grid.flat))
     return figure
 
 
 def improvement(records: pd.DataFrame, gains: pd.DataFrame) -> Figure:
-    """Relative gain in accuracy, cut in error, and points gained over dense at equal compute."""
-    arms = _arms(records)
+    """Gain in accuracy, cut in error, and points gained over dense at equal compute, a row a unit."""
+    arms, units = _arms(records), list(gains["unit"].unique())
     panels = {
         "accuracy_gain": ("accuracy gained (relative)", 1),
         "error_cut": ("error cut (relative)", 1),
         "points_gained": ("accuracy gained (points)", 100),
     }
-    figure, grid = plt.subplots(1, 3, figsize=(PAGE_WIDTH, 2.9))
-    budgets = np.sort(gains["budget"].unique())
-    names = [name for name in arms.index if name != DENSE]
-    for axes, (measure, (title, scale)) in zip(grid, panels.items(), strict=True):
-        axes.axhline(0, color="black", linewidth=0.8)
-        for dodge, name in zip(np.geomspace(0.9, 1.1, len(names)), names, strict=True):
-            curve = gains[gains["arm"] == name]
-            axes.errorbar(
-                curve["budget"] * dodge, curve[measure],
-                yerr=[curve[measure] - curve[f"{measure}_low"], curve[f"{measure}_high"] - curve[measure]],
-                label=_label(arms.loc[name]), elinewidth=0.6, **_look(arms.loc[name]),
-            )  # fmt: skip
-        _budget_axis(axes, budgets)
-        if axes is not grid[1]:
-            axes.set_xlabel("")
-        axes.set_title(title)
-        percent = scale == 1
-        axes.yaxis.set_major_formatter(
-            FuncFormatter(
-                lambda value, _, percent=percent: (
-                    f"{value:+.1%}".replace(".0%", "%") if percent else f"{value:+g}"
-                )
-            )
-        )
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, frameon=False, ncols=4, loc="outside lower center", title=LEGEND, title_fontsize=7
-    )
+    height = 1.0 + 1.9 * len(units)
+    figure, grid = plt.subplots(len(units), 3, figsize=(PAGE_WIDTH, height), squeeze=False, sharey="col")
+    for row, unit in zip(grid, units, strict=True):
+        of_unit = gains[gains["unit"] == unit]
+        names = list(of_unit["arm"].unique())
+        for axes, (measure, (title, scale)) in zip(row, panels.items(), strict=True):
+            axes.axhline(0, color="black", linewidth=0.8)
+            for dodge, name in zip(np.geomspace(0.9, 1.1, len(names)), names, strict=True):
+                curve = of_unit[of_unit["arm"] == name]
+                low, high = curve[f"{measure}_low"], curve[f"{measure}_high"]
+                axes.errorbar(
+                    curve["budget"] * dodge, curve[measure],
+                    yerr=[curve[measure] - low, high - curve[measure]],
+                    label=_label(arms.loc[name]), elinewidth=0.6, **_look(arms.loc[name]),
+                )  # fmt: skip
+            _budget_axis(axes, np.sort(of_unit["budget"].unique()))
+            if axes is not grid[-1, 1]:
+                axes.set_xlabel("")
+            if row is grid[0]:
+                axes.set_title(title)
+            form = "{:+.0%}" if scale == 1 else "{:+g}"
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _, form=form: form.format(value)))
+        row[0].set_ylabel(unit.replace("@", " at ") + " px")
+    _legend(figure, list(grid[:, 0]))
+    return figure
+
+
+def large_or_small(records: pd.DataFrame, means: pd.DataFrame) -> Figure:
+    """Mean test error over the budget: the large network dense, its best pruned arm, and the small one."""
+    arms = _arms(records)
+    budgets = np.sort(means["budget"].unique())
+    figure, axes = plt.subplots(figsize=(COLUMN_WIDTH * 1.4, 3.2))
+    for dodge, name in zip(np.geomspace(0.96, 1.04, len(arms)), arms.index, strict=True):
+        curve = means[means["arm"] == name]
+        axes.errorbar(
+            curve["budget"] * dodge, curve["error"],
+            yerr=[curve["error"] - curve["low"], curve["high"] - curve["error"]],
+            label=_label(arms.loc[name]), elinewidth=0.6, **_look(arms.loc[name]),
+        )  # fmt: skip
+    _budget_axis(axes, budgets)
+    axes.set_ylabel("test error, mean over tasks\n(95 % interval over tasks)")
+    axes.legend(frameon=False, title=LEGEND, title_fontsize=7)
     return figure
 
 

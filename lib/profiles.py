@@ -18,13 +18,22 @@ from lib.stamps import hash_of, training_hash
 PROFILES = ROOT / "notebooks" / "profiles.toml"
 
 
-def arms_of(profile: str) -> dict[str, dict]:
-    """The fields of each arm's RunSpec by the arm's name, in order. Raises UserError if unknown."""
+def arms_of(profile: str, group: str | None = None) -> dict[str, dict]:
+    """The fields of each arm's RunSpec by the arm's name, in order: of all groups, or of one.
+
+    A profile has the groups of the one that it extends, and its own. Raises UserError if unknown.
+    """
     profiles = tomllib.loads(PROFILES.read_text())
     if profile not in profiles:
         raise UserError(f"Unknown PROFILE={profile}: expected one of {', '.join(profiles)}.")
-    grid = profiles[profiles[profile].get("same_arms_as", profile)]
-    return {name: {**grid["common"], **fields} for name, fields in grid["arms"].items()}
+    tables = profiles[profile]
+    base = tables.get("extends")
+    common = {**(profiles[base]["common"] if base else {}), **tables.get("common", {})}
+    arms = arms_of(base, group) if base else {}
+    for name, table in tables.items():
+        if name not in ("common", "extends") and group in (None, name):
+            arms |= {arm: {**common, **fields} for arm, fields in table.items()}
+    return arms
 
 
 def records_file(profile: str, arm: str) -> Path:

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,20 @@ from lib.learning_rate import learning_rate
 from lib.progress import report
 from lib.provenance import provenance
 from lib.pruning import plan_pruning
+from lib.pruning.repair import REPAIRS
+from lib.pruning.scores import CRITERIA
 from lib.spec import RunSpec
 from lib.stamps import training_hash
 from lib.streams import Split, Stream, Task, TaskData, load_stream
-from lib.training import Recipe, TaskNetwork, affordable_images, error_of, plan_batches, predict
+from lib.training import (
+    Recipe,
+    TaskNetwork,
+    affordable_images,
+    error_of,
+    normalised,
+    plan_batches,
+    predict,
+)
 
 __all__ = ["RunSpec", "export_records", "run_folder", "run_stream"]
 
@@ -77,13 +88,7 @@ def _run_tasks(spec: RunSpec, stream: Stream, folder: Path) -> list[dict]:
         raise UserError(f"device={spec.device} is not here: this torch sees no GPU. Use device='cpu'.")
     torch.manual_seed(spec.seed)
     dense = load_backbone(spec.backbone, spec.pretrained)
-    network = dense
-    if spec.ratio > 0:
-        plan = plan_pruning(
-            dense, spec.ratio, spec.criterion, spec.scope, spec.granularity, spec.repair, spec.round_to,
-            seed=spec.seed,
-        )  # fmt: skip
-        network = plan.apply(dense)
+    starts = _Starts(spec, dense)
     unit_network, unit_size = dense, spec.image_size
     if spec.reference is not None:
         name, size = spec.reference.split("@")
@@ -98,7 +103,8 @@ def _run_tasks(spec: RunSpec, stream: Stream, folder: Path) -> list[dict]:
             if not done.exists():
                 data = data or capped(task.read(spec.image_size), spec)
                 limit = round(budget * len(data.train) * dense_epoch_macs)
-                row = _run_event(spec, network, task, event, data, budget, limit, folder)
+                start = starts.for_task(event, data)
+                row = _run_event(spec, start, task, event, data, budget, limit, folder)
                 write_json(done, row)
                 remaining.spent(row["seconds"], budget)
             rows.append(json.loads(done.read_text()))
@@ -107,6 +113,38 @@ def _run_tasks(spec: RunSpec, stream: Stream, folder: Path) -> list[dict]:
                 f"{rows[-1]['error_test']:.3f}; {remaining.after(event, budget)}"
             )
     return rows
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The network that a task starts from, and the MACs that pruning it took."""
+
+    network: Backbone
+    calibration_macs: int
+
+
+class _Starts:
+    """The pruned network: one for the stream, or one a task where pruning looks at the task's images."""
+
+    def __init__(self, spec: RunSpec, dense: Backbone):
+        self.spec, self.dense = spec, dense
+        looks = CRITERIA[spec.criterion].needs_images or REPAIRS[spec.repair].needs == "images"
+        self.looks_at_task = looks and spec.ratio > 0
+        self.event, self.start = None, None
+
+    def for_task(self, event: int, data: TaskData) -> _Start:
+        """Where to start task `event` from. Calibrates on the task's first training images, unlabelled."""
+        event = event if self.looks_at_task else 0
+        if self.event != event:
+            images = data.train.images[: self.spec.calibration_images].permute(0, 3, 1, 2)
+            plan = plan_pruning(
+                self.dense, self.spec.ratio, self.spec.criterion, self.spec.scope, self.spec.granularity,
+                self.spec.repair, self.spec.round_to, normalised(images, self.dense), self.spec.seed,
+                image_size=self.spec.image_size,
+            )  # fmt: skip
+            network = plan.apply(self.dense) if self.spec.ratio > 0 else self.dense
+            self.event, self.start = event, _Start(network, plan.calibration_macs)
+        return self.start
 
 
 class _Remaining:
@@ -129,21 +167,27 @@ class _Remaining:
 
 
 def _run_event(
-    spec: RunSpec, start: Backbone, task: Task, event: int, data: TaskData, budget: float, limit: int,
+    spec: RunSpec, start: _Start, task: Task, event: int, data: TaskData, budget: float, limit: int,
     folder: Path,
 ) -> dict:  # fmt: skip
     """Learn one task within `limit` MACs, save its predictions, and return its record."""
     began = time.monotonic()
-    each = training_macs(TaskNetwork(start, task.num_classes), spec.image_size)
-    planned = len(plan_batches(affordable_images(limit, each), Recipe.batch_size))
+    each = training_macs(TaskNetwork(start.network, task.num_classes), spec.image_size)
+    left = limit - start.calibration_macs
+    planned = len(plan_batches(affordable_images(max(0, left), each), Recipe.batch_size))
     rate = spec.learning_rate or learning_rate(spec.backbone, spec.ratio, planned, task.name)
-    ledger = Ledger(limit)
+    # Where nothing can be trained, nothing is spent.
+    ledger = Ledger(limit if planned else 0)
+    if planned:
+        ledger.charge("calibration", start.calibration_macs)
     # The same order of images and the same crops for every arm of a seed: paired comparisons.
     seed = spec.seed * 1000 + event
     note = "" if planned else "the budget is too small for two images"
+    if left < 0:
+        note = "the budget is too small for the calibration"
     try:
         network, steps = LEARNERS[spec.learner](
-            start, data, task.num_classes, ledger, Recipe(rate), spec.precision, seed, spec.device
+            start.network, data, task.num_classes, ledger, Recipe(rate), spec.precision, seed, spec.device
         )
         logits = {
             part: predict(network, getattr(data, part), spec.precision, spec.device)
@@ -166,9 +210,11 @@ def _run_event(
         **spec.model_dump(exclude={"budgets", "tasks"}),
         "event": event, "task": task.name, "year": task.year, "domain": task.domain, "kind": task.kind,
         "budget": budget, "steps": steps, "used_learning_rate": rate,
-        "train_macs": ledger.spent.get("training", 0), "total_macs": ledger.total, "limit_macs": limit,
-        "forward_macs": forward_macs(start, spec.image_size),
-        "params": sum(p.numel() for p in start.body.parameters()),
+        "train_macs": ledger.spent.get("training", 0),
+        "calibration_macs": ledger.spent.get("calibration", 0), "total_macs": ledger.total,
+        "limit_macs": limit,
+        "forward_macs": forward_macs(start.network, spec.image_size),
+        "params": sum(p.numel() for p in start.network.body.parameters()),
         "error_dev": error_of(logits["dev"], labels["dev"]),
         "error_test": error_of(logits["test"], labels["test"]),
         "note": note, "seconds": round(time.monotonic() - began, 3),

@@ -10,9 +10,9 @@ from lib.errors import UserError
 from lib.learners import LEARNERS
 from lib.paths import DATA
 from lib.pruning.allocate import SCOPES
-from lib.pruning.plan import GRANULARITIES
 from lib.pruning.repair import REPAIRS
 from lib.pruning.scores import CRITERIA
+from lib.pruning.sites import GRANULARITIES
 
 SIZES = 32, 512  # pixels
 
@@ -32,6 +32,7 @@ class RunSpec(BaseModel):
     learner: str = "independent"
     stream: str = "pocket"
     budgets: list[float] = Field(min_length=1)  # in dense epochs
+    calibration_images: int = Field(64, ge=2)  # of a task's own, for criteria and repairs that need some
     trials: int = Field(1, ge=1, le=1)  # only the rule's learning rate as yet: nothing is searched
     image_size: int = Field(64, ge=SIZES[0], le=SIZES[1])
     reference: str | None = None  # "network@pixels" that sets the unit; the run's own, dense, when None

@@ -141,12 +141,18 @@ def _endless_order(size: int, wanted: int, generator: torch.Generator) -> Tensor
     return torch.cat([torch.randperm(size, generator=generator) for _ in range(passes)])[:wanted]
 
 
+def normalised(images: Tensor, network: Backbone | TaskNetwork) -> Tensor:
+    """uint8 images (B, 3, H, W) as the network wants them: float, channels last in memory."""
+    mean, std = (
+        torch.tensor(values, device=images.device).view(3, 1, 1) * 255
+        for values in (network.mean, network.std)
+    )
+    return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
 def _logits(network: TaskNetwork, images: Tensor, precision: str, device: str) -> Tensor:
     """float32 logits of uint8 images (B, 3, H, W)."""
-    mean, std = (
-        torch.tensor(values, device=device).view(3, 1, 1) * 255 for values in (network.mean, network.std)
-    )
-    inputs = ((images.to(device) - mean) / std).contiguous(memory_format=torch.channels_last)
+    inputs = normalised(images.to(device), network)
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
         return network(inputs).float()
 

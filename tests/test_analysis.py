@@ -25,8 +25,9 @@ ERRORS = {
 
 def records_of(errors: dict[tuple[str, float], list[float]]) -> pd.DataFrame:
     return pd.DataFrame([
-        {"arm": arm, "budget": budget, "event": event, "task": f"task{event}", "error_test": error, "seed": 0,
-         "limit_macs": round(1000 * budget)}
+        {"arm": arm, "unit": "net@64", "backbone": "net", "image_size": 64,
+         "ratio": 0.0 if arm == "dense" else 0.5, "budget": budget, "event": event,
+         "task": f"task{event}", "error_test": error, "seed": 0, "limit_macs": round(1000 * budget)}
         for (arm, budget), of_tasks in errors.items()
         for event, error in enumerate(of_tasks)
     ])  # fmt: skip

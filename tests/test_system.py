@@ -21,7 +21,12 @@ from lib.profiles import arms_of
 pytestmark = pytest.mark.slow
 
 ARMS = list(arms_of("smoke"))
-DRAWN = ["01_what_pruning_removes", "02_error_against_compute", "03_improvement_over_dense"]
+DRAWN = [
+    "01_what_pruning_removes",
+    "02_error_against_compute",
+    "03_improvement_over_dense",
+    "04_large_or_small",
+]
 
 
 class Project:
@@ -110,7 +115,9 @@ def test_executed_notebooks_are_complete_and_silent(project):
 
 
 def test_arms_spend_the_same_compute(project):
-    limits = project.records().pivot_table("limit_macs", ["event", "budget"], ["ratio", "criterion"])
+    limits = project.records().pivot_table(
+        "limit_macs", ["event", "budget"], ["backbone", "ratio", "criterion"]
+    )
     assert limits.shape[1] == len(ARMS) and (limits.nunique(axis=1) == 1).all()
 
 

@@ -1,7 +1,7 @@
 """Repairs: gradient-free corrections for what the removed channels contributed.
 
-A repair is one function `Damage` -> None, registered by its name with what it looks at. It changes, in place, a
-dense copy whose removed channels are masked; what it changed is then cut down to the pruned network.
+A repair is one function `Damage` -> None, registered by its name with what it looks at. It changes, in place,
+a dense copy whose removed channels are masked; what it changed is then cut down to the pruned network.
 """
 
 from collections.abc import Callable
