@@ -12,6 +12,8 @@ PY := $(VENV)/bin/python
 BUILD := build/$(PROFILE)
 STAMPS := $(BUILD)/stamps
 DRAWN := 01_what_pruning_removes 02_error_against_compute 03_improvement_over_dense 04_large_or_small
+# What `make pretrain` trains.
+NETWORKS ?= resnet26_64 resnet18half_64
 # What nbval checks: all but the one that needs Tiny ImageNet and hours.
 CHECKED := $(filter-out notebooks/pretrain.ipynb,$(wildcard notebooks/*.ipynb))
 FIGURES := $(DRAWN:%=figures/$(PROFILE)/%.pdf)
@@ -77,11 +79,12 @@ notebooks: setup ## execute the notebooks in place, so that they carry their out
 	$(PY) -m jupyter nbconvert --execute --inplace --log-level WARN \
 		--ExecutePreprocessor.record_timing=False $(CHECKED)
 
-pretrain: setup ## pretrain both residual networks from scratch (ARCHIVE=path/to/tiny-imagenet-200.zip)
+pretrain: setup ## pretrain the residual networks from scratch (ARCHIVE=path/to/tiny-imagenet-200.zip)
 	@test -e "$(ARCHIVE)" || { echo "Error: ARCHIVE=$(ARCHIVE) does not exist: give the path of tiny-imagenet-200.zip." >&2; exit 1; }
-	@for network in resnet26_64 resnet18half_64; do \
+	@for network in $(NETWORKS); do \
 		mkdir -p build/pretraining && \
-		printf '{"archive": "%s", "network": "%s"}' "$(abspath $(ARCHIVE))" $$network > build/pretraining/$$network.parameters.json && \
+		printf '{"archive": "%s", "network": "%s", "epochs": %s}' "$(abspath $(ARCHIVE))" $$network \
+			$$(test $$network = resnet26_64 && echo 18 || echo 20) > build/pretraining/$$network.parameters.json && \
 		$(PY) -m lib.execute notebooks/pretrain.ipynb build/pretraining/$$network.ipynb build/pretraining/$$network.parameters.json || exit 1; \
 	done
 

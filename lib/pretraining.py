@@ -176,7 +176,7 @@ def pretrain(
     torch.manual_seed(spec.seed)
     (images, labels), (val_images, val_labels), classes = read_tiny_imagenet(archive, per_class)
     network = build_resnet_64(spec.network, num_classes=len(classes))
-    done, curve = 0, []
+    done, curve, recent_loss = 0, [], torch.zeros((), device=spec.device)
     if resume_from is not None:
         done = int(load_halves(network, Path(resume_from))["steps_done"])
     network.to(spec.device, memory_format=torch.channels_last)
@@ -197,7 +197,7 @@ def pretrain(
             raise UserError(f"{checkpoint} is of another spec: remove it, or choose another folder.")
         for part, key in ((network, "network"), (average, "average"), (optimizer, "optimizer")):
             part.load_state_dict(state[key])
-        done, curve = state["done"], state["curve"]
+        done, curve, recent_loss = state["done"], state["curve"], state["recent_loss"]
 
     def save_checkpoint() -> None:
         with atomic_path(checkpoint) as temporary:
@@ -205,6 +205,7 @@ def pretrain(
                 {
                     "network": network.state_dict(), "average": average.state_dict(),
                     "optimizer": optimizer.state_dict(), "done": done, "curve": curve,
+                    "recent_loss": recent_loss,
                     "spec": spec.model_dump_json(),
                 },
                 temporary,
@@ -213,7 +214,6 @@ def pretrain(
     per_epoch = len(images) // spec.batch_size
     total = max(1, round(spec.epochs * per_epoch))
     started, seconds_before = time.monotonic(), curve[-1]["seconds"] if curve else 0.0
-    recent_loss = torch.zeros((), device=spec.device)
     while done < total:
         # Order and augmentation depend on the step alone, so a resumed run sees the same images.
         epoch, batch = divmod(done, per_epoch)
@@ -258,13 +258,27 @@ def pretrain(
     return pd.DataFrame(curve)
 
 
+# The last WordNet id of each group: in ImageNet, sorted ids go from animals to things, food, places, plants.
+_GROUPS = (("n02599999", "animals"), ("n06999999", "things"), ("n07999999", "food"), ("n09999999", "places"))
+LICENCE = (
+    "Tiny ImageNet's images are a part of ImageNet, whose terms allow non-commercial research and education; "
+    "whether they bind weights learnt from them is not settled. Use these weights accordingly."
+)
+
+
+def class_group(wordnet_id: str) -> str:
+    """What kind of thing a class of ImageNet is: animals, things, food, places or plants."""
+    return next((group for last, group in _GROUPS if wordnet_id <= last), "plants")
+
+
 def write_card(
     spec: PretrainSpec, archive: Path | str, out: Path | str, per_class: int | None = None
 ) -> dict:
     """Measure the finished weights on all validation images, and write `<out>/<network>.json`.
 
-    The card holds the spec, top-1 at full precision of the checkpoint's average and of the fp16 file,
-    top-1 of each class, the curve, and the provenance.
+    The card holds the data, the recipe, the exact command, top-1 at full precision of the checkpoint's
+    average and of the fp16 file, top-1 of each class and group of classes, the curve, the seconds, the
+    hardware, and a note on the licence.
     """
     out = Path(out)
     state = torch.load(out / f"{spec.network}.checkpoint", weights_only=True)
@@ -276,14 +290,22 @@ def write_card(
     right, right_halved = (
         predict(network, images, "fp32", spec.device) == labels for network in (average.module, halved)
     )
+    groups = np.array([class_group(wordnet_id) for wordnet_id in classes])[labels]
     card = {
         "network": spec.network,
+        "data": "Tiny ImageNet: 200 classes of ImageNet at 64 px, from random weights",
+        "command": f"make pretrain ARCHIVE=tiny-imagenet-200.zip NETWORKS={spec.network}",
         "spec": spec.model_dump(),
+        "seconds": state["curve"][-1]["seconds"],
+        "licence": LICENCE,
         "steps_done": int(metadata["steps_done"]),
         "training_images": 500 * len(classes) if per_class is None else per_class * len(classes),
         "validation_images": len(labels),
         "top1": round(float(right.mean()), 4),
         "top1_fp16": round(float(right_halved.mean()), 4),
+        "top1_by_group": {
+            group: round(float(right[groups == group].mean()), 4) for group in np.unique(groups)
+        },
         "top1_by_class": {
             wordnet_id: round(float(right[labels == label].mean()), 2)
             for label, wordnet_id in enumerate(classes)
