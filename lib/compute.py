@@ -8,6 +8,7 @@ import copy
 import statistics
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,10 @@ def count_macs(network: nn.Module, image_size: int) -> dict[str, LayerMacs]:
 
     counted = [(n, m) for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     handles = [module.register_forward_hook(record(name)) for name, module in counted]
+    # Batch norms count for nothing here, and on meta tensors they would take most of the time.
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.forward = partial(_scaled_alone, norm)
     state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     try:
         with torch.enable_grad():
@@ -59,7 +64,14 @@ def count_macs(network: nn.Module, image_size: int) -> dict[str, LayerMacs]:
     finally:
         for handle in handles:
             handle.remove()
+        for norm in norms:
+            del norm.forward
     return layers
+
+
+def _scaled_alone(norm: nn.BatchNorm2d, inputs: Tensor) -> Tensor:
+    """In place of a batch norm: the shape, and whether a gradient is needed."""
+    return inputs if norm.weight is None else inputs * norm.weight[:, None, None]
 
 
 def forward_macs(network: nn.Module, image_size: int) -> int:

@@ -22,6 +22,14 @@ _TIMM = (
     "tf_efficientnetv2_b0", "tf_efficientnet_lite0", "regnetx_002", "regnety_002", "convnext_atto",
     "vit_tiny_patch16_224", "deit_tiny_patch16_224",
 )  # fmt: skip
+# One of every declared kind of block, the cheapest: what the fast tests look at.
+EVERY_BLOCK = [
+    "resnet18half_64", "resnet26_64", "torchvision:resnet18", "torchvision:resnext50_32x4d",
+    "torchvision:vgg11_bn", "torchvision:mobilenet_v2", "torchvision:mobilenet_v3_small",
+    "torchvision:efficientnet_b0", "torchvision:regnet_y_400mf", "torchvision:vit",
+    "timm:mobilenetv3_small_100", "timm:tf_efficientnetv2_b0", "timm:tf_efficientnet_lite0",
+    "timm:regnety_002", "timm:convnext_atto", "timm:deit_tiny_patch16_224",
+]  # fmt: skip
 FAMILIES = [
     *RESNETS_64,
     *(f"torchvision:{name}" for name in _TORCHVISION),

@@ -7,10 +7,12 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import (
+    EVERY_BLOCK,
     FAMILIES,
     assert_same_state,
     kept_inputs,
@@ -41,7 +43,13 @@ BLOCKS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        *EVERY_BLOCK,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES if n not in EVERY_BLOCK),
+    ],
+)
 def pruned(request):
     """A network with random weights, its plan and the smaller network, all in double precision."""
     dense = random_backbone(request.param).double()
@@ -596,3 +604,28 @@ def test_plan_that_keeps_the_first_filters_is_refused_by_its_own_result(lite0, l
 def test_plan_of_another_network_is_refused(lite0_plan):
     with pytest.raises(UserError, match="does not fit"):
         lite0_plan.apply(random_backbone("efficientnet_lite1"))
+
+
+EXPORTED = {"efficientnet_lite0": "channel", "timm:regnety_002": "filter", "torchvision:vit": "filter"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPORTED)
+@torch.no_grad()
+def test_pruned_network_survives_export_and_compilation(name, folder):
+    dense = random_backbone(name)
+    small = plan_pruning(dense, 0.5, granularity=EXPORTED[name], image_size=64).apply(dense)
+    inputs = images(torch.float32)
+    expected = small(inputs)
+    scale = expected.abs().max()
+
+    exported = torch.export.export(small, (inputs,)).module()(inputs)
+    assert (exported - expected).abs().max() <= 1e-5 * scale
+    compiled = torch.compile(small)(inputs)
+    assert (compiled - expected).abs().max() <= 1e-4 * scale
+
+    file = folder / "small.onnx"
+    torch.onnx.export(small, (inputs,), file, dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    assert np.abs(found - expected.numpy()).max() <= 1e-4 * scale

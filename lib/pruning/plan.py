@@ -1,6 +1,5 @@
 """A plan of what to remove: apply it, save and load what came out."""
 
-import copy
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
@@ -18,7 +17,7 @@ from lib.backbones import Backbone, load_backbone
 from lib.errors import UserError
 from lib.files import atomic_path, write_json
 from lib.pruning.sites import find_sites
-from lib.pruning.surgery import keep_channels, width_of
+from lib.pruning.surgery import copy_of_structure, keep_channels, own_tensors, width_of
 from lib.pruning.targets import Target
 
 _PACKAGES = ("torch", "torchvision", "timm")
@@ -73,8 +72,9 @@ class PruningPlan:
 
         Raises UserError for another network than the dense one that was planned for.
         """
-        small = copy.deepcopy(network)
+        small = copy_of_structure(network)
         remove(small, self)
+        own_tensors(small, shared_with=network)
         tensors = small.state_dict()
         with torch.no_grad():
             for name, value in self.corrections.items():

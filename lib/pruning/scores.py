@@ -28,8 +28,8 @@ class Evidence:
     @property
     def filters(self) -> Tensor:
         """The producers' weights of each filter, flat (C, F)."""
-        producers = (self.network.get_submodule(name) for name in self.site.producers)
-        return torch.cat([producer.weight.flatten(1) for producer in producers], dim=1)
+        filters = [self.network.get_submodule(name).weight.flatten(1) for name in self.site.producers]
+        return filters[0] if len(filters) == 1 else torch.cat(filters, dim=1)
 
 
 def outgoing(network: nn.Module, consumer: str) -> Tensor:
@@ -153,7 +153,7 @@ def elimination_macs(network: nn.Module, consumer: Consumer, inputs: Moments) ->
 @criterion("l1")
 def _l1(evidence: Evidence) -> Tensor:
     """Sum of a filter's absolute weights (Li et al., Pruning filters for efficient ConvNets, 2017)."""
-    return evidence.filters.abs().sum(1)
+    return evidence.filters.norm(p=1, dim=1)
 
 
 @criterion("l2")
