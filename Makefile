@@ -12,6 +12,10 @@ PY := $(VENV)/bin/python
 BUILD := build/$(PROFILE)
 STAMPS := $(BUILD)/stamps
 DRAWN := 01_what_pruning_removes 02_error_against_compute 03_improvement_over_dense 04_large_or_small
+# These two measure for themselves, on any machine, and take minutes.
+ifneq ($(PROFILE),smoke)
+DRAWN += 05_zero_shot_fidelity 06_macs_and_measured_time
+endif
 # What `make pretrain` trains.
 NETWORKS ?= resnet26_64 resnet18half_64
 # What nbval checks: all but the one that needs Tiny ImageNet and hours.

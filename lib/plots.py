@@ -212,3 +212,49 @@ def filters_and_macs(table: pd.DataFrame) -> Figure:
         axes.set_xticks(places[::2], (places + 1)[::2])
     left.legend(frameon=False)
     return figure
+
+
+def fidelity_against_ratio(table: pd.DataFrame) -> Figure:
+    """Zero-shot fidelity against the ratio: a row a backbone, criteria on the left, repairs on the right."""
+    names = list(table["backbone"].unique())
+    titles = {"criterion": "criteria, no repair", "repair": "repairs, criterion activation"}
+    height = 0.6 + 2.2 * len(names)
+    figure, grid = plt.subplots(
+        len(names), 2, figsize=(PAGE_WIDTH, height), sharex=True, sharey=True, squeeze=False
+    )
+    for row, name in zip(grid, names, strict=True):
+        for axes, (varied, title) in zip(row, titles.items(), strict=True):
+            part = table[(table["backbone"] == name) & (table["varied"] == varied)]
+            curves = list(part.groupby("name", sort=False))
+            for colour, (label, curve) in zip(sns.color_palette("deep", len(curves)), curves, strict=True):
+                axes.plot(
+                    curve["ratio"], curve["fidelity"], marker="o", color=colour, label=label.replace("_", " ")
+                )
+            axes.set_title(f"{name}: {title}")
+            axes.legend(frameon=False, ncols=2)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+        row[0].set_ylabel("cosine with the dense representation")
+    for axes in grid[-1]:
+        axes.set_xlabel("share of filters removed")
+    return figure
+
+
+def time_against_macs(table: pd.DataFrame) -> Figure:
+    """Share of the dense network's time against the share of its MACs, a panel a backbone."""
+    names = list(table["backbone"].unique())
+    figure, grid = plt.subplots(1, len(names), figsize=(PAGE_WIDTH, 2.8), sharey=True, squeeze=False)
+    styles = {"fp32": "-", "bf16": "--"}
+    for axes, name in zip(grid[0], names, strict=True):
+        part = table[table["backbone"] == name]
+        axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+        colours = dict(zip(part["batch"].unique(), sns.color_palette("deep"), strict=False))
+        for (batch, precision), curve in part.groupby(["batch", "precision"], sort=False):
+            axes.plot(
+                curve["share_of_macs"], curve["share_of_time"], marker="o", color=colours[batch],
+                linestyle=styles[precision], label=f"batch {batch}, {precision}",
+            )  # fmt: skip
+        axes.set_xlabel("share of the dense network's MACs")
+        axes.set_title(name)
+    grid[0, 0].set_ylabel("share of its measured time")
+    grid[0, 0].legend(frameon=False)
+    return figure

@@ -43,13 +43,10 @@ BLOCKS = {
 }  # fmt: skip
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        *EVERY_BLOCK,
-        *(pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES if n not in EVERY_BLOCK),
-    ],
-)
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name not in EVERY_BLOCK]
+
+
+@pytest.fixture(scope="module", params=[*EVERY_BLOCK, *OTHERS])
 def pruned(request):
     """A network with random weights, its plan and the smaller network, all in double precision."""
     dense = random_backbone(request.param).double()
