@@ -1,6 +1,6 @@
 """MACs of forward and training, counted a layer at a time, and the ledger that charges them.
 
-One MAC is one multiplication and addition, two FLOPs. Convolutions and linear layers are counted;
+One MAC is one multiplication and addition, two FLOPs. Convolutions, linear layers and attention are counted;
 norms, activations and pooling are not.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lib.errors import UserError
+from lib.vision import timm
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class LayerMacs:
 
 
 def count_macs(network: nn.Module, image_size: int) -> dict[str, LayerMacs]:
-    """MACs of each convolution and linear layer by module name, for one square RGB image.
+    """MACs of each convolution, linear layer and attention by module name, for one square RGB image.
 
     The weight gradient costs as much as the forward pass where the weight is trainable, the input
     gradient as much again where anything upstream is. Runs on meta tensors: nothing is computed.
@@ -37,18 +38,24 @@ def count_macs(network: nn.Module, image_size: int) -> dict[str, LayerMacs]:
 
     def record(name: str):
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            each_output = layer.weight[0].numel()
-            forward = output.numel() // images * each_output
+            if isinstance(layer, _ATTENTION):
+                weighted, unweighted = _attention_macs(layer, inputs[0])
+                trainable = getattr(layer, "in_proj_weight", inputs[0]).requires_grad
+            else:
+                weighted, unweighted = output.numel() // images * layer.weight[0].numel(), 0
+                trainable = layer.weight.requires_grad
             before = layers.get(name, LayerMacs(0, 0, 0))  # a layer may be used more than once
             layers[name] = LayerMacs(
-                before.forward + forward,
-                before.weight_grad + (forward if layer.weight.requires_grad else 0),
-                before.input_grad + (forward if inputs[0].requires_grad else 0),
+                before.forward + weighted + unweighted,
+                before.weight_grad + (weighted if trainable else 0),
+                # A product of two activations has two input gradients.
+                before.input_grad + (weighted + 2 * unweighted if inputs[0].requires_grad else 0),
             )
 
         return hook
 
-    counted = [(n, m) for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    kinds = (nn.Conv2d, nn.Linear, *_ATTENTION)
+    counted = [(name, module) for name, module in network.named_modules() if isinstance(module, kinds)]
     handles = [module.register_forward_hook(record(name)) for name, module in counted]
     # Batch norms count for nothing here, and on meta tensors they would take most of the time.
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -69,9 +76,22 @@ def count_macs(network: nn.Module, image_size: int) -> dict[str, LayerMacs]:
     return layers
 
 
+# torchvision's transformers and timm's: the first holds its linear layers' weights itself.
+_ATTENTION = (nn.MultiheadAttention, timm.layers.Attention)
+
+
+def _attention_macs(attention: nn.Module, tokens: Tensor) -> tuple[int, int]:
+    """MACs of one image's attention with a weight, and of its two products of activations."""
+    _, count, width = tokens.shape  # batch first, as both kinds have it
+    own = 4 * count * width**2 if isinstance(attention, nn.MultiheadAttention) else 0
+    return own, 2 * count**2 * width
+
+
 def _scaled_alone(norm: nn.BatchNorm2d, inputs: Tensor) -> Tensor:
     """In place of a batch norm: the shape, and whether a gradient is needed."""
-    return inputs if norm.weight is None else inputs * norm.weight[:, None, None]
+    if norm.weight is None:
+        return inputs
+    return inputs * norm.weight[:, None, None] + norm.bias[:, None, None]
 
 
 def forward_macs(network: nn.Module, image_size: int) -> int:

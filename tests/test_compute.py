@@ -8,20 +8,26 @@ from helpers import BACKBONES, assert_same_state, macs_by_layer, random_backbone
 from ptflops import get_model_complexity_info
 from ptflops.pytorch_ops import conv_flops_counter_hook
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib.backbones import load_backbone
 from lib.compute import LayerMacs, Ledger, count_macs, forward_macs, training_macs
 from lib.errors import UserError
 from lib.pruning import plan_pruning
+from lib.vision import torchvision
 
 # What ptflops counts and this project does not.
 NOT_COUNTED = [
-    nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.AdaptiveAvgPool2d, nn.MaxPool2d,
+    nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.LayerNorm,
+    torchvision.models.convnext.LayerNorm2d, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid,
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+ATTENTION = [name for name in BACKBONES if name.startswith(("vit", "deit"))]
+
+
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name not in ATTENTION])
 def test_forward_macs_agree_with_ptflops(name):
     network = random_backbone(name)
     # ptflops goes by a layer's exact type and does not know timm's subclasses of a convolution.
@@ -72,6 +78,14 @@ def test_training_macs_agree_with_pytorchs_counter(freeze, ratio):
     with FlopCounterMode(display=False) as counter:
         network(torch.randn(2, 3, 64, 64)).sum().backward()
     assert training_macs(network, 64) == pytest.approx(counter.get_total_flops() / 2 / 2, rel=0.001)
+
+
+@pytest.mark.parametrize("name", ["torchvision:vit", "timm:deit_tiny_patch16_224", "torchvision:vgg11_bn"])
+def test_training_macs_of_other_kinds_agree_with_pytorchs_counter(name):
+    network = random_backbone(name).train()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        network(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert training_macs(network, 64) == pytest.approx(counter.get_total_flops() / 2 / 2, rel=0.01)
 
 
 class Tiny(nn.Module):
