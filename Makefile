@@ -87,8 +87,7 @@ pretrain: setup ## pretrain the residual networks from scratch (ARCHIVE=path/to/
 	@test -e "$(ARCHIVE)" || { echo "Error: ARCHIVE=$(ARCHIVE) does not exist: give the path of tiny-imagenet-200.zip." >&2; exit 1; }
 	@for network in $(NETWORKS); do \
 		mkdir -p build/pretraining && \
-		printf '{"archive": "%s", "network": "%s", "epochs": %s}' "$(abspath $(ARCHIVE))" $$network \
-			$$(test $$network = resnet26_64 && echo 18 || echo 20) > build/pretraining/$$network.parameters.json && \
+		printf '{"archive": "%s", "network": "%s"}' "$(abspath $(ARCHIVE))" $$network > build/pretraining/$$network.parameters.json && \
 		$(PY) -m lib.execute notebooks/pretrain.ipynb build/pretraining/$$network.ipynb build/pretraining/$$network.parameters.json || exit 1; \
 	done
 
