@@ -74,15 +74,15 @@ def _arms(records: pd.DataFrame) -> pd.DataFrame:
     return records.drop_duplicates("arm").set_index("arm")[columns]
 
 
-def _legend(figure: Figure, panels: list[plt.Axes]) -> None:
+def _legend(figure: Figure, panels: list[plt.Axes], columns: int = 4) -> None:
     """One legend of the curves of all panels, below the figure."""
     entries = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         entries |= {label: handle for handle, label in zip(handles, labels, strict=True)}
     figure.legend(
-        entries.values(), entries.keys(), frameon=False, ncols=4, loc="outside lower center", title=LEGEND,
-        title_fontsize=7,
+        entries.values(), entries.keys(), frameon=False, ncols=columns, loc="outside lower center",
+        title=LEGEND, title_fontsize=7,
     )  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def error_by_task(records: pd.DataFrame) -> Figure:
         _budget_axis(panel, budgets)
         panel.set_xlabel("")
         panel.set_title(task["task"].replace("_", " "))
-    figure.supxlabel(BUDGET, fontsize=8)
+    grid[-1, columns // 2].set_xlabel(BUDGET)
     figure.supylabel("test error", fontsize=8)
     _legend(figure, list(grid.flat))
     return figure
@@ -145,7 +145,8 @@ def improvement(records: pd.DataFrame, gains: pd.DataFrame) -> Figure:
     }
     height = 1.0 + 1.9 * len(units)
     figure, grid = plt.subplots(len(units), 3, figsize=(PAGE_WIDTH, height), squeeze=False, sharey="col")
-    for row, unit in zip(grid, units, strict=True):
+    for place, unit in enumerate(units):
+        row = grid[place]
         of_unit = gains[gains["unit"] == unit]
         names = list(of_unit["arm"].unique())
         for axes, (measure, (title, scale)) in zip(row, panels.items(), strict=True):
@@ -161,7 +162,7 @@ def improvement(records: pd.DataFrame, gains: pd.DataFrame) -> Figure:
             _budget_axis(axes, np.sort(of_unit["budget"].unique()))
             if axes is not grid[-1, 1]:
                 axes.set_xlabel("")
-            if row is grid[0]:
+            if place == 0:
                 axes.set_title(title)
             form = "{:+.0%}" if scale == 1 else "{:+g}"
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _, form=form: form.format(value)))
@@ -184,7 +185,7 @@ def large_or_small(records: pd.DataFrame, means: pd.DataFrame) -> Figure:
         )  # fmt: skip
     _budget_axis(axes, budgets)
     axes.set_ylabel("test error, mean over tasks\n(95 % interval over tasks)")
-    axes.legend(frameon=False, title=LEGEND, title_fontsize=7)
+    _legend(figure, [axes], columns=2)
     return figure
 
 
@@ -218,7 +219,7 @@ def fidelity_against_ratio(table: pd.DataFrame) -> Figure:
     """Zero-shot fidelity against the ratio: a row a backbone, criteria on the left, repairs on the right."""
     names = list(table["backbone"].unique())
     titles = {"criterion": "criteria, no repair", "repair": "repairs, criterion activation"}
-    height = 0.6 + 2.2 * len(names)
+    height = 1.2 + 2.1 * len(names)
     figure, grid = plt.subplots(
         len(names), 2, figsize=(PAGE_WIDTH, height), sharex=True, sharey=True, squeeze=False
     )
@@ -231,11 +232,14 @@ def fidelity_against_ratio(table: pd.DataFrame) -> Figure:
                     curve["ratio"], curve["fidelity"], marker="o", color=colour, label=label.replace("_", " ")
                 )
             axes.set_title(f"{name}: {title}")
-            axes.legend(frameon=False, ncols=2)
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-        row[0].set_ylabel("cosine with the dense representation")
-    for axes in grid[-1]:
+    for axes, side, title in zip(grid[-1], ("left", "right"), ("criterion", "repair"), strict=True):
         axes.set_xlabel("share of filters removed")
+        figure.legend(
+            *axes.get_legend_handles_labels(), frameon=False, ncols=3, loc=f"outside lower {side}",
+            title=title, title_fontsize=8,
+        )  # fmt: skip
+    figure.supylabel("mean cosine with the dense representation", fontsize=8)
     return figure
 
 
