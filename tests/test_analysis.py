@@ -122,7 +122,8 @@ def test_records_are_those_of_the_profile_in_its_order(tmp_path, monkeypatch):
     arms = list(analysis.arms_of("smoke"))
     monkeypatch.setattr(analysis, "records_file", lambda _, arm: tmp_path / f"{arm}.parquet")
     for number, arm in enumerate(arms):
-        pd.DataFrame({"error_test": [number / 10]}).to_parquet(tmp_path / f"{arm}.parquet")
+        frame = pd.DataFrame({"error_test": [number / 10], "backbone": ["net"], "image_size": [64]})
+        frame.assign(reference=None).to_parquet(tmp_path / f"{arm}.parquet")
     records = load_records("smoke")
     assert records["arm"].tolist() == arms
     assert records["error_test"].tolist() == [number / 10 for number in range(len(arms))]
@@ -140,3 +141,32 @@ def test_arms_without_records_are_named(tmp_path, monkeypatch):
 def test_unknown_profile_is_named_with_the_others():
     with pytest.raises(UserError, match=r"nope.*smoke"):
         load_records("nope")
+
+
+def test_units_are_compared_apart():
+    """Two networks, each with its dense arm: the second's errors are halved, so its gains differ."""
+    first = records_of(ERRORS)
+    second = first.assign(
+        arm="other_" + first["arm"], unit="other@64", backbone="other", error_test=first["error_test"] / 2
+    )
+    gains = improvement_over_dense(pd.concat([first, second], ignore_index=True)).set_index(["arm", "budget"])
+    alone = improvement_over_dense(first).set_index(["arm", "budget"])
+    pd.testing.assert_frame_equal(gains[gains["unit"] == "net@64"], alone)
+    assert gains.loc[("other_half", 0.5), "accuracy_gain"] == pytest.approx((1 - 0.275) / (1 - 0.35) - 1)
+    assert set(gains.index.get_level_values("arm")) == {"half", "other_half"}
+
+
+def test_a_smaller_network_counts_in_the_unit_of_its_reference(tmp_path, monkeypatch):
+    monkeypatch.setattr(analysis, "records_file", lambda _, arm: tmp_path / f"{arm}.parquet")
+    for arm in analysis.arms_of("smoke", "arms"):
+        backbone, reference = ("small", "large@64") if arm == "small" else ("large", None)
+        frame = pd.DataFrame({"backbone": [backbone], "image_size": [64], "reference": [reference]})
+        frame.to_parquet(tmp_path / f"{arm}.parquet")
+    assert set(load_records("smoke")["unit"]) == {"large@64"}
+
+
+def test_unlimited_table_by_hand():
+    records = records_of(ERRORS).assign(pretrained=True, forward_macs=2_500_000)
+    table = analysis.unlimited_table(records[records["budget"] == 1.0])
+    assert table["error"].to_dict() == {"dense": 0.5, "half": 0.55}
+    assert (table["forward (million MACs)"] == 2.5).all()

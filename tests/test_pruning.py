@@ -276,6 +276,15 @@ def test_target_macs_that_rounding_cannot_meet_says_so(lite0):
     assert (abs(found - wanted) <= 0.01 * wanted) == (plan.target.met == "within 1 %")
 
 
+def test_frozen_parameters_are_pruned_and_stay_frozen(lite0):
+    frozen = copy.deepcopy(lite0).requires_grad_(False)
+    frozen.body.conv_head.weight.requires_grad_(True)
+    small = plan_pruning(frozen, 0.5).apply(frozen)
+    assert_same_state(small, state_of(plan_pruning(lite0, 0.5).apply(lite0)))
+    trainable = [name for name, parameter in small.named_parameters() if parameter.requires_grad]
+    assert trainable == ["body.conv_head.weight"]
+
+
 def test_images_are_asked_for_where_they_are_needed(lite0):
     for request in ({"criterion": "activation_images"}, {"repair": "least_squares"}, {"repair": "bn"}):
         with pytest.raises(UserError, match="works on images and none were given"):

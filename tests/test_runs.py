@@ -295,6 +295,21 @@ def test_diverging_learning_rate_is_a_record_with_a_note(tmp_path, budget):
     assert record["total_macs"] >= 0.98 * record["limit_macs"]
 
 
+@pytest.mark.parametrize("repair", ["least_squares", "least_squares_synthetic", "bn"])
+def test_calibration_is_charged_to_every_task_and_budget(tmp_path, repair):
+    fields = PRUNED | {"repair": repair, "calibration_images": 12, "budgets": [0.001, 4]}
+    records = run_stream(RunSpec(**fields), tmp_path)
+    small, large = (records[records["budget"] == budget] for budget in fields["budgets"])
+    dense = load_backbone("efficientnet_lite0")
+    least = {"bn": 12, "least_squares": 24, "least_squares_synthetic": 128}[repair]
+    assert (large["calibration_macs"] >= least * forward_macs(dense, 64)).all()
+    assert (large["total_macs"] == large["calibration_macs"] + large["train_macs"]).all()
+    assert (large["total_macs"] <= large["limit_macs"]).all()
+    assert (large["total_macs"] >= 0.98 * large["limit_macs"]).all()
+    assert (small["steps"] == 0).all() and (small["total_macs"] == 0).all()
+    assert (small["note"] == "the budget is too small for the calibration").all()
+
+
 def test_budget_too_small_is_a_record_with_a_note(tmp_path):
     (record,) = run_stream(RunSpec(**ONE_TASK | {"budgets": [0.001]}), tmp_path).to_dict("records")
     assert (record["steps"], record["total_macs"]) == (0, 0)

@@ -151,6 +151,20 @@ def realised_speed_up() -> dict[str, float]:
     return found
 
 
+def latency_targets() -> pd.DataFrame:
+    """What `target_latency_ms` reaches: ResNet-26 at 64 px, batch 32, three shares of the dense time."""
+    dense = load_backbone("resnet26_64")
+    full = measure_latency(dense, 64, batch_size=32)
+    rows = []
+    for share in (0.8, 0.6, 0.5):
+        plan = plan_pruning(dense, target_latency_ms=share * full, batch_size=32)
+        again = measure_latency(plan.apply(dense), 64, batch_size=32)
+        rows.append(
+            {"wanted": share, "measured again": again / full, "ratio": plan.ratio, "met": plan.target.met}
+        )
+    return pd.DataFrame(rows).round(3)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("archive", type=Path, help="tiny-imagenet-200.zip, or the folder it unpacks to")
@@ -159,6 +173,7 @@ def main() -> None:
     seconds = pruning_seconds()
     print(f"pruning ResNet-50 by half: {seconds}, {seconds['Torch-Pruning'] / seconds['ours']:.1f} times")
     print("realised speed-up:", {name: round(value, 3) for name, value in realised_speed_up().items()})
+    print("latency targets, as shares of the dense network's time", latency_targets(), sep="\n")
     print(quality(arguments.archive, arguments.images).map("{:.1%}".format).to_string())
 
 
