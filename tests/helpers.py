@@ -136,7 +136,8 @@ def macs_by_layer(network: nn.Module, image_size: int) -> dict[str, int]:
             module.register_forward_hook(
                 lambda linear, _, output, name=name: macs.update({name: output.numel() * linear.in_features})
             )
-    network(torch.empty(1, 3, image_size, image_size, device="meta"))
+    dtype = next(network.parameters()).dtype
+    network(torch.empty(1, 3, image_size, image_size, device="meta", dtype=dtype))
     return macs
 
 

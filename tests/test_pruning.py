@@ -1,6 +1,7 @@
 """Pruning against the dense network with the same channels masked, and against numpy."""
 
 import copy
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -23,7 +24,7 @@ from helpers import (
 )
 from torch import nn
 
-from lib.backbones import Backbone
+from lib.backbones import Backbone, load_backbone
 from lib.errors import UserError
 from lib.pruning import load_pruned, plan_pruning
 from lib.pruning.allocate import SCOPES
@@ -31,6 +32,8 @@ from lib.pruning.moments import gaussian_moments
 from lib.pruning.repair import REPAIRS
 from lib.pruning.scores import CRITERIA
 from lib.pruning.sites import GRANULARITIES
+from lib.streams import load_stream
+from lib.training import normalised
 from lib.vision import timm, torchvision
 
 RATIO = 0.5
@@ -304,7 +307,10 @@ def test_ratio_0_is_the_identity(lite0, criterion, repair):
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_plans_are_deterministic_and_only_random_depends_on_the_seed(lite0, criterion):
-    first, again, other = (plan_pruning(lite0, 0.5, criterion=criterion, seed=seed) for seed in (0, 0, 1))
+    inputs = images(torch.float32, 8)
+    first, again, other = (
+        plan_pruning(lite0, 0.5, criterion=criterion, seed=seed, images=inputs) for seed in (0, 0, 1)
+    )
     assert first == again
     assert (first.kept == other.kept) == (criterion != "random")
 
@@ -389,45 +395,53 @@ def test_least_squares_is_exact_where_removed_channels_are_combinations_of_kept_
                 tensor[1::2] = tensor[::2]
     inputs = images(torch.float32, 32)
     expected = dense(inputs)
-    kept = {}
     distance = {}
     for name in ("none", "least_squares"):
         plan = plan_pruning(dense, 0.5, "activation_images", repair=name, images=inputs, image_size=64)
         small = plan.apply(dense)
         distance[name] = ((small(inputs) - expected).norm() / expected.norm()).item()
-        kept = plan.kept
-    assert all(len({index // 2 for index in indices}) > 0.9 * len(indices) for indices in kept.values())
-    assert distance["least_squares"] < 0.1 and distance["none"] > 0.5
+    assert distance["least_squares"] < 0.01 and distance["none"] > 0.5
 
 
-def photographs(task) -> torch.Tensor:
-    return (task.train.images[:48].permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+def photographs(network: Backbone, count: int) -> torch.Tensor:
+    task = next(task for task in load_stream("pocket").tasks if task.name == "materials")
+    return normalised(task.read(64).train.images[:count].permute(0, 3, 1, 2), network)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("repair", [name for name in REPAIRS if name != "none"])
-def test_repair_brings_the_pretrained_network_nearer_to_the_dense_one(lite0, digits, repair):
-    inputs = photographs(digits)
-    expected = lite0(inputs)
+@pytest.mark.parametrize(
+    ("name", "repair"),
+    [
+        *itertools.product(("resnet26_64",), ("mean", "fold", "least_squares", "least_squares_synthetic")),
+        *itertools.product(("efficientnet_lite0",), ("mean", "fold", "least_squares")),
+    ],
+)
+def test_repair_brings_the_pretrained_network_nearer_to_the_dense_one(name, repair):
+    dense = load_backbone(name)
+    inputs = photographs(dense, 96)
+    expected = dense(inputs[64:])
     distance = {}
-    for name in ("none", repair):
-        plan = plan_pruning(lite0, 0.25, "activation", repair=name, images=inputs[:32], image_size=64)
-        distance[name] = (plan.apply(lite0)(inputs[32:]) - expected[32:]).norm()
-    assert distance[repair] < 0.95 * distance["none"]
+    for tried in ("none", repair):
+        plan = plan_pruning(dense, 0.25, "activation", repair=tried, images=inputs[:64], image_size=64)
+        distance[tried] = (plan.apply(dense)(inputs[64:]) - expected).norm()
+    assert distance[repair] < 0.97 * distance["none"]
 
 
 @torch.no_grad()
-def test_batch_norms_are_estimated_on_the_images(lite0, digits):
-    inputs = photographs(digits)
-    small = plan_pruning(lite0, 0.5, repair="bn", images=inputs, image_size=64).apply(lite0)
-    seen = {}
-    norm = small.body.blocks[3][0].bn3
-    norm.register_forward_pre_hook(lambda _, received: seen.update(inputs=received[0]))
-    small(inputs)
-    values = seen["inputs"].transpose(0, 1).flatten(1)
-    torch.testing.assert_close(norm.running_mean, values.mean(1), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(norm.running_var, values.var(1), rtol=1e-2, atol=1e-3)
-    assert norm.momentum == lite0.body.blocks[3][0].bn3.momentum and not norm.training
+def test_batch_norms_are_estimated_on_the_images(lite0):
+    inputs = photographs(lite0, 48)
+    off = {}
+    for repair in ("none", "bn"):
+        small = plan_pruning(lite0, 0.5, repair=repair, images=inputs, image_size=64).apply(lite0)
+        seen = {}
+        norm = small.body.blocks[3][0].bn3
+        norm.register_forward_pre_hook(lambda _, received, seen=seen: seen.update(inputs=received[0]))
+        small(inputs)
+        values = seen["inputs"].transpose(0, 1).flatten(1)
+        off[repair] = ((norm.running_mean - values.mean(1)) / values.std(1)).abs().max()
+        assert norm.momentum == lite0.body.blocks[3][0].bn3.momentum and not norm.training
+    # Estimated with the batch's own statistics upstream, which differ a little from the running ones.
+    assert off["bn"] < 0.02 and off["none"] > 0.2
 
 
 @pytest.mark.parametrize("repair", REPAIRS)
