@@ -89,7 +89,7 @@ def _attention_macs(attention: nn.Module, tokens: Tensor) -> tuple[int, int]:
 
 def _scaled_alone(norm: nn.BatchNorm2d, inputs: Tensor) -> Tensor:
     """In place of a batch norm: the shape, and whether a gradient is needed."""
-    if norm.weight is None:
+    if norm.weight is None or inputs.requires_grad or not norm.weight.requires_grad:
         return inputs
     return inputs * norm.weight[:, None, None] + norm.bias[:, None, None]
 

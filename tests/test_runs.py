@@ -301,7 +301,7 @@ def test_calibration_is_charged_to_every_task_and_budget(tmp_path, repair):
     records = run_stream(RunSpec(**fields), tmp_path)
     small, large = (records[records["budget"] == budget] for budget in fields["budgets"])
     dense = load_backbone("efficientnet_lite0")
-    least = {"bn": 12, "least_squares": 24, "least_squares_synthetic": 128}[repair]
+    least = {"bn": 12, "least_squares": 12, "least_squares_synthetic": 128}[repair]
     assert (large["calibration_macs"] >= least * forward_macs(dense, 64)).all()
     assert (large["total_macs"] == large["calibration_macs"] + large["train_macs"]).all()
     assert (large["total_macs"] <= large["limit_macs"]).all()

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from lib.pruning.sites import Site
 
 POSITIONS = 64  # positions a feature map and image that moments are taken from, evenly spread
-RIDGE = 0.01  # of the mean variance
 LEAVES = 400  # discs of a synthetic image: they cover it several times over
 
 
@@ -28,10 +27,13 @@ class Moments:
         return centred.T @ centred / len(centred)
 
 
-def ridge(covariance: Tensor) -> Tensor:
-    """A covariance made safely invertible: a share of the mean variance added to every variance."""
-    eye = torch.eye(len(covariance), dtype=covariance.dtype)
-    return covariance + (RIDGE * covariance.diagonal().mean() + 1e-12) * eye
+def ridge(covariance: Tensor, share: float) -> Tensor:
+    """A covariance made safely invertible: every variance raised by a share of itself.
+
+    So a channel that varies little weighs as little as one that varies much.
+    """
+    variance = covariance.diagonal()
+    return covariance + torch.diag(share * variance + 1e-6 * variance.mean() + 1e-12)
 
 
 def sampled_rows(layer: nn.Module, inputs: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ def synthetic_images(count: int, side: int, seed: int) -> Tensor:
     """Dead leaves (count, 3, side, side), normalised: discs of random size, place and colour that cover
     each other, the statistics of natural images without one (Lee et al., 2001).
 
-    Zero mean and unit deviation, as normalised images have.
+    Zero mean and a deviation of a half, roughly that of normalised photographs.
     """
     generator = torch.Generator().manual_seed(seed)
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
@@ -83,4 +85,4 @@ def synthetic_images(count: int, side: int, seed: int) -> Tensor:
         inside = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius[:, None, None] ** 2
         images = torch.where(inside[:, None], colour, images)
     images = images - images.mean((0, 2, 3), keepdim=True)
-    return images / images.std((0, 2, 3), keepdim=True)
+    return 0.5 * images / images.std((0, 2, 3), keepdim=True)

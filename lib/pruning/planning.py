@@ -188,10 +188,18 @@ class _Calibration:
     def _pass(self, images: Tensor) -> None:
         self.macs += len(images) * forward_macs(self.network, images.shape[-1])
 
-    def _moments(self, kind: str, images: Tensor) -> dict[str, Moments]:
+    def _moments(self, kind: str, images: Tensor | None) -> dict[str, Moments]:
+        """Moments on the `images` given, or on "synthetic" ones."""
         if kind not in self.moments:
+            network = self.network
+            if kind == "synthetic":
+                # Batch norms bring each channel back to the mean and deviation that it has on photographs.
+                images = synthetic_images(SYNTHETIC_IMAGES, self.image_size, self.seed)
+                network = copy.deepcopy(self.network)
+                REPAIRS["bn"].correct(Damage(network, self.sites, {}, images))
+                self._pass(images)
             self._pass(images)
-            self.moments[kind] = reader_moments(self.network, self.sites, images)
+            self.moments[kind] = reader_moments(network, self.sites, images)
         return self.moments[kind]
 
     def ranked(self, criterion: str, images: Tensor | None) -> list[Ranked]:
@@ -217,18 +225,16 @@ class _Calibration:
         masked = copy.deepcopy(self.network)
         kept = {name: torch.tensor(indices) for name, indices in plan.kept.items()}
         damage = Damage(masked, self.sites, kept)
-        handles = [handle for site in self.sites for handle in mask_channels(masked, site, kept[site.name])]
-        if repair.needs == "synthetic":
-            images = synthetic_images(SYNTHETIC_IMAGES, self.image_size, self.seed)
-        if repair.needs != "nothing":
-            damage.images = images
-            self._pass(images)
         if repair.solves:
             damage.dense = self._moments(repair.needs, images)
             for site in self.sites:
                 for reader in site.readers:
                     count = len(kept[site.name])
                     self.macs += solving_macs(masked, reader, damage.dense[reader.name], count)
+        elif repair.needs == "images":
+            damage.images = images
+            self._pass(images)
+        handles = [handle for site in self.sites for handle in mask_channels(masked, site, kept[site.name])]
         repair.correct(damage)
         for handle in handles:
             handle.remove()

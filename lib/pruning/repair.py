@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lib.errors import UserError
-from lib.pruning.calibrate import Moments, ridge, sampled_rows
+from lib.pruning.calibrate import Moments, ridge
 from lib.pruning.moments import expected_activation
 from lib.pruning.scores import outgoing
 from lib.pruning.sites import Consumer, Site
 
+RIDGE = 0.003  # of each variance
+LARGEST_GAIN = 1.5  # in restoring an output's deviation
 FOLD_SHRINKAGE = 0.5  # how far the correlation of two filters' weights is trusted as that of their outputs
 
 
@@ -24,7 +26,7 @@ class Damage:
     """A dense copy whose removed channels are masked, with what repairs need to know of it.
 
     `kept` holds each site's kept indices, `images` are normalised (N, 3, H, W) or None, and `dense` the
-    moments of every reader's input before anything was removed, for repairs that need images.
+    moments of every reader's input before anything was removed, for repairs that solve.
     """
 
     network: nn.Module
@@ -44,9 +46,10 @@ class Damage:
 
 @dataclass(frozen=True)
 class Repair:
-    """A repair, and what it looks at: "nothing", "images" or "synthetic" ones, in one forward pass.
+    """A repair, and what it looks at: "nothing", "images" or "synthetic" ones.
 
-    `solves` says that it also needs the dense network's activations and solves for readers' weights.
+    It looks at them in one forward pass of the damaged network or, where it `solves` for readers' weights, of
+    the dense one.
     """
 
     correct: Callable[[Damage], None]
@@ -103,16 +106,13 @@ def _fold(damage: Damage) -> None:
     moments are those that the norms give.
     """
     for site in damage.sites:
-        kept, removed = damage.kept[site.name], damage.removed(site)
         correlation = FOLD_SHRINKAGE * _filter_correlation(damage.network, site)
         correlation.fill_diagonal_(1)
         for gated, readers in ((True, site.consumers), (False, site.squeezes)):
             mean, std = expected_activation(damage.network, site, gated)
             covariance = correlation * std * std[:, None]
-            merge = torch.linalg.solve(ridge(covariance[kept][:, kept]), covariance[kept][:, removed]).T
             for reader in readers:
-                _shift(damage.network, reader, removed, mean[removed] - merge @ mean[kept])
-                _merge(damage.network, reader, kept, removed, merge)
+                _stand_in(damage, site, reader, mean, covariance)
 
 
 def _filter_correlation(network: nn.Module, site: Site) -> Tensor:
@@ -132,35 +132,18 @@ def _filter_correlation(network: nn.Module, site: Site) -> Tensor:
 @repair("least_squares_synthetic", needs="synthetic", solves=True)
 @torch.no_grad()
 def _least_squares(damage: Damage) -> None:
-    """Consumers' weights re-fitted so that the kept channels stand in for all (He et al., Channel pruning
-    for accelerating very deep networks, 2017).
+    """Readers' weights re-fitted so that the kept channels stand in for all (in the way of He et al., Channel
+    pruning for accelerating very deep networks, 2017).
 
-    In one pass from the image on: at each reader, every dense channel is written as a linear function of
-    the kept ones as they are now, after the repairs upstream. Ridge pulls it towards keeping each channel
-    as it is, so that few images do not make weights that fine-tuning cannot live with.
+    Least squares draws outputs towards their means, so their deviations are restored.
     """
-    handles = []
     for site in damage.sites:
+        kept = damage.kept[site.name]
         for reader in site.readers:
-
-            def hook(layer: nn.Module, inputs: tuple[Tensor, ...], site=site, reader=reader) -> None:
-                kept, width = damage.kept[site.name], damage.width(site)
-                now = Moments(sampled_rows(layer, inputs[0])[:, kept])
-                lost = damage.dense[reader.name].rows.clone()
-                lost[:, kept] -= now.rows
-                cross = (now.rows - now.mean).T @ (lost - lost.mean(0)) / len(lost)
-                merge = torch.linalg.solve(ridge(now.covariance), cross).T
-                everything = torch.arange(width)
-                # The shift first: it is of what the reader's weights make of the channels before the fit.
-                _shift(damage.network, reader, everything, lost.mean(0) - merge @ now.mean)
-                _merge(damage.network, reader, kept, everything, merge)
-
-            handles.append(damage.network.get_submodule(reader.name).register_forward_pre_hook(hook))
-    try:
-        damage.network(damage.images)
-    finally:
-        for handle in handles:
-            handle.remove()
+            inputs = damage.dense[reader.name]
+            before = _variance(damage.network, reader, inputs.covariance)
+            _stand_in(damage, site, reader, inputs.mean, inputs.covariance)
+            _restore_variance(damage.network, reader, kept, inputs.mean, inputs.covariance, before)
 
 
 @repair("bn", needs="images")
@@ -179,10 +162,44 @@ def _bn(damage: Damage) -> None:
         norm.eval()
 
 
+def _stand_in(damage: Damage, site: Site, reader: Consumer, mean: Tensor, covariance: Tensor) -> None:
+    """Let a reader take the removed channels as linear functions of the kept ones, their best guess given the
+    channels' mean (C,) and covariance (C, C)."""
+    kept, removed = damage.kept[site.name], damage.removed(site)
+    known = ridge(covariance[kept][:, kept], RIDGE)
+    merge = torch.linalg.solve(known, covariance[kept][:, removed]).T
+    _shift(damage.network, reader, removed, mean[removed] - merge @ mean[kept])
+    _merge(damage.network, reader, kept, removed, merge)
+
+
+def _variance(network: nn.Module, reader: Consumer, covariance: Tensor) -> Tensor:
+    """Variance (out,) of a reader's outputs; the taps of a kernel are taken as independent."""
+    weight = outgoing(network, reader.name)
+    return torch.einsum("oct,cd,odt->o", weight, covariance, weight)
+
+
+def _restore_variance(
+    network: nn.Module, reader: Consumer, kept: Tensor, mean: Tensor, covariance: Tensor, before: Tensor
+) -> None:
+    """Scale a reader's weights so that its outputs vary as `before` (out,), about the same mean."""
+    weight = outgoing(network, reader.name)
+    masked = torch.zeros_like(covariance)
+    masked[kept[:, None], kept] = covariance[kept][:, kept]
+    after = _variance(network, reader, masked).clamp(min=1e-12)
+    gain = (before / after).sqrt().clamp(1, LARGEST_GAIN)
+    gained = (weight.sum(2)[:, kept] @ mean[kept]) * (1 - gain)
+    weight *= gain[:, None, None]
+    _raise_output(network, reader, gained)
+
+
 def _shift(network: nn.Module, reader: Consumer, channels: Tensor, values: Tensor) -> None:
     """Let a reader's output be what it would be if `channels` also carried the constant `values`."""
+    _raise_output(network, reader, outgoing(network, reader.name).sum(2)[:, channels] @ values)
+
+
+def _raise_output(network: nn.Module, reader: Consumer, gained: Tensor) -> None:
+    """Add the constant `gained` (out,) to a reader's output."""
     layer = network.get_submodule(reader.name)
-    gained = outgoing(network, reader.name).sum(2)[:, channels] @ values
     if layer.bias is not None:
         layer.bias += gained
     elif reader.norm is not None:

@@ -38,6 +38,35 @@ def outgoing(network: nn.Module, consumer: str) -> Tensor:
     return weight.flatten(2) if weight.ndim == 4 else weight[..., None]
 
 
+def normed_weights(network: nn.Module, consumer: Consumer) -> Tensor:
+    """A consumer's weights (out, C, taps) times the scale that its batch norm, if any, gives each output."""
+    weight = outgoing(network, consumer.name)
+    if consumer.norm is None:
+        return weight
+    norm = network.get_submodule(consumer.norm)
+    return weight * (norm.weight / (norm.running_var + norm.eps).sqrt())[:, None, None]
+
+
+def output_variance(network: nn.Module, consumer: Consumer, otherwise: Tensor) -> Tensor:
+    """Summed variance of a consumer's outputs: that of its batch norm, or else `otherwise`."""
+    if consumer.norm is None:
+        return otherwise
+    return network.get_submodule(consumer.norm).weight.square().sum()
+
+
+def sensitivity(network: nn.Module, site: Site) -> float:
+    """How much the representation feels noise in the site's block, from the batch norms' scales alone.
+
+    That is the block's share of the variance of the residual stream behind it, to the power of 1.5: noise put
+    into one block after the other of EfficientNet-Lite0 follows that. 1 where there are no batch norms.
+    """
+    own, stream = (
+        sum(network.get_submodule(name).weight.square().sum().item() for name in norms)
+        for norms in (site.branch, site.stream)
+    )
+    return (own / stream) ** 1.5 if site.branch else 1.0
+
+
 @dataclass(frozen=True)
 class Criterion:
     """A criterion, whether it needs images, and whether its scores compare across sites as they are."""
@@ -79,14 +108,17 @@ def score_filters(evidence: Evidence, name: str) -> Tensor:
     return scores if CRITERIA[name].comparable else scores / scores.mean().clamp(min=1e-30)
 
 
-@criterion("activation")
+@criterion("activation", comparable=True)
 def _activation(evidence: Evidence) -> Tensor:
-    """Deviation of the channel's expected activation times the norm of its outgoing weights."""
-    _, deviation = expected_activation(evidence.network, evidence.site)
-    norms = [
-        outgoing(evidence.network, consumer.name).square().sum((0, 2)) for consumer in evidence.site.consumers
-    ]
-    return deviation * torch.stack(norms).sum(0).sqrt()
+    """Variance that the channel's expected activation brings to its consumers' outputs, as a share of theirs,
+    times the sensitivity to the block."""
+    network, site = evidence.network, evidence.site
+    _, deviation = expected_activation(network, site)
+    shares = []
+    for consumer in site.consumers:
+        norms = normed_weights(network, consumer).square().sum((0, 2))
+        shares.append(norms / output_variance(network, consumer, norms @ deviation.square()))
+    return deviation.square() * torch.stack(shares).mean(0) * sensitivity(network, site)
 
 
 @criterion("activation_images", needs_images=True, comparable=True)
@@ -96,16 +128,19 @@ def _activation_images(evidence: Evidence) -> Tensor:
     Channels are eliminated one after the other, the cheapest first, the others' outgoing weights
     re-fitted by least squares each time, as Optimal Brain Surgeon does for weights (Hassibi and Stork,
     1993). The score is the loss of the step that removes the channel, as a share of the variance of the
-    consumers' output on the images.
+    consumers' output on the images, times the sensitivity to the block.
     """
-    return torch.stack(
-        [
-            _eliminate(outgoing(evidence.network, consumer.name).double(), moments.covariance.double())
-            for consumer, moments in ((c, evidence.inputs[c.name]) for c in evidence.site.consumers)
-        ]
-    ).mean(0)
+    losses = [
+        _eliminate(
+            normed_weights(evidence.network, consumer).double(),
+            evidence.inputs[consumer.name].covariance.double(),
+        )
+        for consumer in evidence.site.consumers
+    ]
+    return torch.stack(losses).mean(0) * sensitivity(evidence.network, evidence.site)
 
 
+RIDGE = 0.1  # of each variance: a thousand positions do not tell hundreds of channels apart
 ROUNDS = 64  # of elimination; within a round the order is greedy among twice the channels that go
 
 
@@ -113,7 +148,7 @@ def _eliminate(weight: Tensor, covariance: Tensor) -> Tensor:
     """Losses (C,) of backward elimination: weights (out, C, taps), covariance (C, C) of the inputs."""
     width = len(covariance)
     variance = torch.einsum("oct,cd,odt->", weight, covariance, weight).clamp(min=1e-30)
-    precision = torch.linalg.inv(ridge(covariance))
+    precision = torch.linalg.inv(ridge(covariance, RIDGE))
     weight = weight.transpose(1, 2).flatten(0, 1).clone()
     losses = torch.full((width,), torch.inf, dtype=weight.dtype)
     together, highest = -(-width // ROUNDS), 0.0

@@ -8,7 +8,7 @@ granularity `channel`. Nothing is traced: lib/pruning/families.py declares each 
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -33,7 +33,8 @@ class Site:
     The channels' values before the `activation` are the sum of what `norms` give (one batch norm inside a
     block, one a writer in a residual stream); where there is none, `input_norm` is the layer norm before
     the producer. `unit` channels go together (a group of a grouped convolution); `kind` is the same for
-    sites of the same structure.
+    sites of the same structure. `branch` is the batch norm that ends the block and `stream` are those whose
+    sum is the residual stream behind it; both are empty where there are none.
     """
 
     producers: tuple[str, ...]
@@ -46,6 +47,8 @@ class Site:
     activation: str | None
     unit: int
     kind: str
+    branch: tuple[str, ...] = ()
+    stream: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -119,7 +122,11 @@ def find_sites(network: nn.Module, granularity: str = "filter") -> list[Site]:
             f"{label} has no block whose filters can be removed: expected one of the families declared in "
             "lib/pruning/families.py. docs/extending.md tells how to declare another."
         )
-    sites = [site for chain in chains for site in chain.inner_sites()]
+    sites, stream = [], ()
+    for chain in chains:
+        norms = tuple(writer.norm for writer in chain.written() if writer.norm)
+        stream = (*stream, *norms) if chain.adds_its_input else norms
+        sites += [replace(site, branch=norms[:1], stream=stream) for site in chain.inner_sites()]
     return sites if granularity == "filter" else sites + _streams(network, label, chains)
 
 
@@ -219,10 +226,10 @@ class _Chain:
         branches = ((self.layers, self.mixing[0]), (self.shortcut, 0))
         return tuple(_consumer(layers, place) for layers, place in branches if layers)
 
-    def written(self) -> tuple[tuple[str, str], ...]:
-        """(mixing layer, batch norm) pairs that write the residual stream."""
-        last = self.layers[self.mixing[-1] :]
-        return tuple((layers[0][0], layers[1][0]) for layers in (last, self.shortcut) if layers)
+    def written(self) -> tuple[Consumer, ...]:
+        """The mixing layers whose sum the block adds to the residual stream, the branch's first."""
+        branches = ((self.layers, self.mixing[-1]), (self.shortcut, 0))
+        return tuple(_consumer(layers, place) for layers, place in branches if layers)
 
     @property
     def adds_its_input(self) -> bool:
@@ -259,7 +266,7 @@ class _Stream:
     """The residual stream of a stage while it is followed from block to block."""
 
     activation: str | None
-    writers: list[tuple[str, str]]
+    writers: list[Consumer]
     carriers: list[str] = field(default_factory=list)
     squeezes: list[Consumer] = field(default_factory=list)
     expands: list[str] = field(default_factory=list)
@@ -267,12 +274,12 @@ class _Stream:
 
     def site(self) -> Site:
         return Site(
-            producers=tuple(layer for layer, _ in self.writers),
-            carriers=(*(norm for _, norm in self.writers), *self.carriers),
+            producers=tuple(writer.name for writer in self.writers),
+            carriers=(*(writer.norm for writer in self.writers), *self.carriers),
             squeezes=tuple(self.squeezes),
             expands=tuple(self.expands),
             consumers=tuple(self.consumers),
-            norms=tuple(norm for _, norm in self.writers),
+            norms=tuple(writer.norm for writer in self.writers),
             input_norm=None,
             activation=self.activation,
             unit=1,

@@ -31,19 +31,19 @@ SIDE = 224
 RECIPES = {
     "random": ("random", "uniform", "none", False),
     "L1": ("l1", "uniform", "none", False),
-    "activation + mean": ("activation", "uniform", "mean", False),
-    "activation + fold": ("activation", "uniform", "fold", False),
+    "data-free: activation + mean": ("activation", "uniform", "mean", False),
     "data-free: activation, global + mean": ("activation", "global", "mean", False),
-    "data-free: activation + least squares synthetic": (
-        "activation", "uniform", "least_squares_synthetic", False,
+    "data-free: activation, global + fold": ("activation", "global", "fold", False),
+    "data-free: activation, global + least squares synthetic": (
+        "activation", "global", "least_squares_synthetic", False,
     ),
-    "data-free: elimination on synthetic, global + least squares synthetic": (
-        "activation_images", "global", "least_squares_synthetic", True,
+    "data-free: elimination on synthetic images, global + mean": (
+        "activation_images", "global", "mean", True,
     ),
-    "64 images: elimination + least squares": ("activation_images", "uniform", "least_squares", False),
     "64 images: elimination, global + least squares": (
         "activation_images", "global", "least_squares", False,
     ),
+    "64 images: elimination, global + mean": ("activation_images", "global", "mean", False),
 }  # fmt: skip
 
 
