@@ -15,8 +15,8 @@ from lib.provenance import provenance
 COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.9  # inches, of a two-column page
 _RATIOS = sns.color_palette("flare", as_cmap=True)  # pruning ratio 0..1, light to dark
 BUDGET = "compute budget (dense epochs of MACs)"
-LEGEND = "share of filters removed, criterion + repair"
-_MARKERS = {"activation": "o", "l1": "s", "l2": "D", "random": "X"}
+LEGEND = "share of filters removed, criterion (scope: uniform, or as named) + repair"
+_MARKERS = {"activation": "o", "l1": "s", "l2": "D", "random": "X", "activation_images": "*"}
 
 
 def use_style() -> None:
@@ -48,7 +48,7 @@ def save_figure(figure: Figure, name: str, data: pd.DataFrame, profile: str) -> 
 
 def _look(arm: pd.Series) -> dict:
     """Dense is black, another network blue, others coloured by ratio; the marker tells the criterion,
-    hollow is unrepaired."""
+    hollow is unrepaired, a dotted line a scope that ranks the filters of many sites together."""
     if arm["backbone"] != arm["unit"].split("@")[0]:
         return {"color": "tab:blue", "marker": "^"}
     if arm["ratio"] == 0:
@@ -56,6 +56,8 @@ def _look(arm: pd.Series) -> dict:
     look = {"color": _RATIOS(arm["ratio"]), "marker": _MARKERS.get(arm["criterion"], "v")}
     if arm["criterion"] != "activation":
         look["linestyle"] = (0, (3, 1.5))
+    if arm["scope"] != "uniform":
+        look["linestyle"] = ":"
     if arm["repair"] == "none":
         look["markerfacecolor"] = "white"
     return look
@@ -65,16 +67,17 @@ def _label(arm: pd.Series) -> str:
     if arm["ratio"] == 0:
         return "dense" if arm["backbone"] == arm["unit"].split("@")[0] else f"{arm['backbone']}, dense"
     repaired = "" if arm["repair"] == "none" else f" + {arm['repair'].replace('_', ' ')}"
-    return f"{100 * arm['ratio']:.0f} %, {arm['criterion'].replace('_', ' ')}{repaired}"
+    scope = "" if arm["scope"] == "uniform" else f", {arm['scope']}"
+    return f"{100 * arm['ratio']:.0f} %, {arm['criterion'].replace('_', ' ')}{scope}{repaired}"
 
 
 def _arms(records: pd.DataFrame) -> pd.DataFrame:
     """What tells the arms apart, a row an arm, in the order of the records."""
-    columns = ["unit", "backbone", "ratio", "criterion", "repair"]
+    columns = ["unit", "backbone", "ratio", "criterion", "scope", "repair"]
     return records.drop_duplicates("arm").set_index("arm")[columns]
 
 
-def _legend(figure: Figure, panels: list[plt.Axes], columns: int = 4) -> None:
+def _legend(figure: Figure, panels: list[plt.Axes], columns: int = 3) -> None:
     """One legend of the curves of all panels, below the figure."""
     entries = {}
     for axes in panels:
@@ -96,7 +99,7 @@ def _budget_axis(axes: plt.Axes, budgets: np.ndarray) -> None:
 def error_against_compute(records: pd.DataFrame, means: pd.DataFrame) -> Figure:
     """Mean test error over tasks against the budget, a panel a unit and a curve an arm."""
     arms, units = _arms(records), list(means["unit"].unique())
-    figure, grid = plt.subplots(1, len(units), figsize=(PAGE_WIDTH, 3.4), sharey=True, squeeze=False)
+    figure, grid = plt.subplots(1, len(units), figsize=(PAGE_WIDTH, 3.7), sharey=True, squeeze=False)
     for axes, unit in zip(grid[0], units, strict=True):
         of_unit = means[means["unit"] == unit]
         names = list(of_unit["arm"].unique())
@@ -118,7 +121,7 @@ def error_by_task(records: pd.DataFrame) -> Figure:
     arms, tasks = _arms(of_unit), of_unit.drop_duplicates("event").sort_values("event")
     budgets = np.sort(of_unit["budget"].unique())
     rows, columns = 2, -(-len(tasks) // 2)
-    figure, grid = plt.subplots(rows, columns, figsize=(PAGE_WIDTH, 3.6), sharex=True, squeeze=False)
+    figure, grid = plt.subplots(rows, columns, figsize=(PAGE_WIDTH, 3.9), sharex=True, squeeze=False)
     for panel in grid.flat[len(tasks) :]:
         panel.set_visible(False)
     for panel, (_, task) in zip(grid.flat, tasks.iterrows(), strict=False):
@@ -143,7 +146,7 @@ def improvement(records: pd.DataFrame, gains: pd.DataFrame) -> Figure:
         "error_cut": ("error cut (relative)", 1),
         "points_gained": ("accuracy gained (points)", 100),
     }
-    height = 1.0 + 1.9 * len(units)
+    height = 1.2 + 1.9 * len(units)
     figure, grid = plt.subplots(len(units), 3, figsize=(PAGE_WIDTH, height), squeeze=False, sharey="col")
     for place, unit in enumerate(units):
         row = grid[place]
