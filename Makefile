@@ -30,7 +30,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup figures rerun test test-slow test-all notebooks pretrain lab lint clean _all_figures _arms
+.PHONY: help setup figures rerun test test-slow test-all notebooks pretrain tasks lab lint clean _all_figures _arms
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -90,6 +90,9 @@ pretrain: setup ## pretrain the residual networks from scratch (ARCHIVE=path/to/
 		printf '{"archive": "%s", "network": "%s"}' "$(abspath $(ARCHIVE))" $$network > build/pretraining/$$network.parameters.json && \
 		$(PY) -m lib.execute notebooks/pretrain.ipynb build/pretraining/$$network.ipynb build/pretraining/$$network.parameters.json || exit 1; \
 	done
+
+tasks: setup ## list the tasks of STREAM (default: pocket; or the path of a stream.yaml), here or not
+	@$(PY) -m lib.streams "$(or $(STREAM),pocket)"
 
 lab: setup ## open JupyterLab on the notebooks
 	$(PY) -m jupyter lab --notebook-dir=notebooks

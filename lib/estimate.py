@@ -35,7 +35,7 @@ def seconds_of(spec: RunSpec, rate: float) -> float:
     network = TaskNetwork(load_backbone(spec.backbone, pretrained=False), 10)
     train, forward = training_macs(network, spec.image_size), forward_macs(network, spec.image_size)
     total = 0
-    for task in chosen_tasks(load_stream(spec.stream), spec).tasks:
+    for task in chosen_tasks(load_stream(spec.stream, spec.missing), spec).tasks:
         data = capped(task.read(spec.image_size), spec)
         total += sum(spec.budgets) * len(data.train) * train
         total += len(spec.budgets) * (len(data.dev) + len(data.test)) * forward

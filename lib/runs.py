@@ -48,7 +48,7 @@ def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
     run goes on where it stopped. What other training code computed is computed anew.
     """
     set_up_cpu(spec.threads)
-    stream = chosen_tasks(load_stream(spec.stream), spec)
+    stream = chosen_tasks(load_stream(spec.stream, spec.missing), spec)
     folder = run_folder(spec, out)
     with _alone_in(folder):
         code = training_hash(spec.backbone)
@@ -59,7 +59,7 @@ def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
         write_json(folder / "spec.json", spec.model_dump())
         started = time.monotonic()
         rows = _run_tasks(spec, stream, folder)
-        records = pd.DataFrame(rows)
+        records = pd.DataFrame(rows).assign(left_out=", ".join(stream.left_out))
         write_json(
             folder / "provenance.json",
             {**provenance(), "training_hash": code, "seconds": round(time.monotonic() - started, 1)},
@@ -72,7 +72,7 @@ def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
 
 def run_folder(spec: RunSpec, out: Path | str) -> Path:
     """Where `run_stream` keeps what it computes for `spec`."""
-    return Path(out) / spec.key(chosen_tasks(load_stream(spec.stream), spec).content)
+    return Path(out) / spec.key(chosen_tasks(load_stream(spec.stream, spec.missing), spec).content)
 
 
 def export_records(spec: RunSpec, out: Path | str, file: Path | str) -> None:
@@ -231,7 +231,8 @@ def chosen_tasks(stream: Stream, spec: RunSpec) -> Stream:
             f"tasks={sorted(unknown)} are not in the stream {stream.name!r}: expected some of "
             f"{', '.join(task.name for task in stream.tasks)}."
         )
-    return Stream(stream.name, tuple(task for task in stream.tasks if task.name in spec.tasks))
+    tasks = tuple(task for task in stream.tasks if task.name in spec.tasks)
+    return Stream(stream.name, tasks, stream.left_out)
 
 
 def capped(data: TaskData, spec: RunSpec) -> TaskData:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -31,6 +32,7 @@ class RunSpec(BaseModel):
     round_to: int = Field(8, ge=1)
     learner: str = "independent"
     stream: str = "pocket"
+    missing: Literal["error", "skip"] = "error"  # what to do about tasks of the stream that are not here
     budgets: list[float] = Field(min_length=1)  # in dense epochs
     calibration_images: int = Field(64, ge=2)  # of a task's own, for criteria and repairs that need some
     trials: int = Field(1, ge=1, le=1)  # only the rule's learning rate as yet: nothing is searched

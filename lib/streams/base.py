@@ -4,10 +4,9 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pandas as pd
 from torch import Tensor
 
-from lib.errors import UserError
+from lib.streams.sources import Source
 
 
 @dataclass(frozen=True)
@@ -23,11 +22,12 @@ class Split:
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task's images at one size, in its three fixed parts."""
+    """A task's images at one size, in its fixed parts."""
 
     train: Split
     dev: Split
     test: Split
+    dev_test: Split | None = None  # Nevis'22 has one where it cuts the parts itself
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Stream:
-    """Tasks in the order in which they are learnt."""
+    """Tasks in the order in which they are learnt, and the names of those that were not here."""
 
     name: str
     tasks: tuple[Task, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def content(self) -> str:
@@ -57,33 +58,27 @@ class Stream:
         return hashlib.sha256(listed.encode()).hexdigest()
 
 
-_STREAMS: dict[str, tuple[Callable[[], Stream], Callable[[], pd.DataFrame]]] = {}
+@dataclass(frozen=True)
+class Listed:
+    """A task as a stream lists it. `how` says where it is or how to get it; without `open` it is not here."""
+
+    name: str
+    year: int
+    domain: str
+    kind: str
+    num_classes: int | None
+    how: str
+    open: Callable[[], Source] | None
 
 
-def stream(name: str, list_tasks: Callable[[], pd.DataFrame]):
-    """Register the decorated function, which loads the stream `name`."""
+STREAMS: dict[str, Callable[[], list[Listed]]] = {}
 
-    def register(load: Callable[[], Stream]) -> Callable[[], Stream]:
-        _STREAMS[name] = (load, list_tasks)
-        return load
+
+def stream(name: str):
+    """Register the decorated function, which lists the tasks of the stream `name`."""
+
+    def register(list_rows: Callable[[], list[Listed]]) -> Callable[[], list[Listed]]:
+        STREAMS[name] = list_rows
+        return list_rows
 
     return register
-
-
-def load_stream(name: str) -> Stream:
-    """The stream called `name`. Raises UserError for an unknown one."""
-    return _entry(name)[0]()
-
-
-def list_tasks(name: str) -> pd.DataFrame:
-    """Every task of a stream, whether its images are here or not.
-
-    Columns: name, year, domain, kind, num_classes, available, how (where it is or how to get it).
-    """
-    return _entry(name)[1]()
-
-
-def _entry(name: str):
-    if name not in _STREAMS:
-        raise UserError(f"Unknown stream {name!r}: expected one of {', '.join(_STREAMS)}.")
-    return _STREAMS[name]

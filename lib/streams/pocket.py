@@ -7,81 +7,65 @@ by an entry of cards.json. lib/streams/build_pocket.py makes them.
 import hashlib
 import io
 import json
-from functools import partial
+from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
 
 from lib.errors import UserError
 from lib.paths import DATA
-from lib.streams.base import Split, Stream, Task, TaskData, stream
+from lib.streams.base import Listed, stream
+from lib.streams.sources import Example
 
 POCKET = DATA / "pocket"
 
 
-def _cards() -> list[dict]:
-    return json.loads((POCKET / "cards.json").read_text())
-
-
-def _list_pocket() -> pd.DataFrame:
-    columns = ["name", "year", "domain", "kind", "num_classes"]
-    table = pd.DataFrame(_cards())[columns]
-    files = [POCKET / f"{name}.parquet" for name in table["name"]]
-    table["available"] = [file.exists() for file in files]
-    table["how"] = [str(file.relative_to(DATA.parent.parent)) for file in files]
-    return table
-
-
-@stream("pocket", _list_pocket)
-def load_pocket() -> Stream:
+@stream("pocket")
+def pocket() -> list[Listed]:
     """The pocket stream in the order of its years."""
-    tasks = [
-        Task(
-            **{key: card[key] for key in ("name", "year", "domain", "kind", "num_classes")},
-            content=card["sha256"],
-            read=partial(_read, POCKET / f"{card['name']}.parquet", card),
-        )
-        for card in _cards()
-    ]
-    return Stream("pocket", tuple(tasks))
+    return [_listed(card) for card in json.loads((POCKET / "cards.json").read_text())]
 
 
-def _read(file: Path, card: dict, image_size: int) -> TaskData:
-    if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != card["sha256"]:
-        raise UserError(
-            f"{file} is missing or not the file that cards.json describes: expected sha256 "
-            f"{card['sha256'][:12]}…. Restore it with `git checkout -- {file.name}` in its folder."
-        )
-    table = pd.read_parquet(file)
-
-    def split(name: str) -> Split:
-        rows = table[table["split"] == name]
-        images = np.stack(
-            [decode(image, image_size, f"{file}, row {row}") for row, image in rows["image"].items()]
-        )
-        if card["kind"] == "classification":
-            labels = torch.tensor(rows["label"].to_numpy(np.int64))
-        else:
-            labels = torch.zeros(len(rows), card["num_classes"])
-            for row, tags in enumerate(rows["label"]):
-                labels[row, tags.tolist()] = 1
-        return Split(torch.from_numpy(images), labels)
-
-    return TaskData(split("train"), split("dev"), split("test"))
+def _listed(card: dict) -> Listed:
+    file = POCKET / f"{card['name']}.parquet"
+    described = (card[key] for key in ("name", "year", "domain", "kind", "num_classes"))
+    return Listed(*described, how=f"lib/data/pocket/{file.name}", open=partial(PocketSource, file, card))
 
 
-def decode(encoded: bytes, image_size: int, where: str) -> np.ndarray:
-    """An encoded image as uint8 (image_size, image_size, 3). Raises UserError naming `where`."""
-    try:
-        image = Image.open(io.BytesIO(encoded)).convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(
-            f"Cannot read the image at {where}: {error}. Expected a PNG, JPEG or WebP image; "
-            "restore or remove it."
-        ) from error
-    if image.size != (image_size, image_size):
-        image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+class PocketSource:
+    """The source of one task: its Parquet file and its card."""
+
+    def __init__(self, file: Path, card: dict):
+        self.file, self.card = file, card
+        self.kind, self.num_classes = card["kind"], card["num_classes"]
+
+    def content(self) -> str:
+        """The card's sha256, once the file is known to have it."""
+        return self._checked
+
+    @cached_property
+    def _checked(self) -> str:
+        file, expected = self.file, self.card["sha256"]
+        if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+            raise UserError(
+                f"{file} is missing or not the file that cards.json describes: expected sha256 "
+                f"{expected[:12]}…. Restore it with `git checkout -- {file.name}` in its folder."
+            )
+        return expected
+
+    def parts(self) -> dict[str, Sequence[Example]]:
+        table = pd.read_parquet(self.file)
+        single = self.kind == "classification"
+        parts: dict[str, list[Example]] = {}
+        for row, (encoded, label, part) in enumerate(
+            zip(table["image"], table["label"], table["split"], strict=True)
+        ):
+            where, label = f"{self.file}, row {row}", int(label) if single else tuple(label.tolist())
+            parts.setdefault(part, []).append(Example(where, label, partial(_open, encoded)))
+        return parts
+
+
+def _open(encoded: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(encoded))

@@ -1,0 +1,90 @@
+"""A task from a folder of images: train/<class>/*, and dev/ and test/ likewise where they are there."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lib.errors import UserError
+from lib.streams.sources import Example
+
+# What is cut from train for the parts that do not come with it, in shares like those of Nevis'22.
+CUTS = {
+    (): {"train": 0.56, "dev": 0.12, "dev_test": 0.12, "test": 0.20},
+    ("test",): {"train": 0.70, "dev": 0.15, "dev_test": 0.15},
+    ("dev",): {"train": 0.80, "test": 0.20},
+    ("dev", "test"): {"train": 1.0},
+}
+
+
+class FolderSource:
+    """Images in a folder a class. What of dev and test is missing is cut from train, class by class."""
+
+    kind = "classification"
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        if not (folder / "train").is_dir():
+            raise UserError(
+                f"{folder} has no folder train: expected train/<class>/<image>, with dev and test if any."
+            )
+        self.classes = _subfolders(folder / "train")
+        self.num_classes = len(self.classes)
+        self.given = tuple(part for part in ("dev", "test") if (folder / part).is_dir())
+        for part in self.given:
+            if unknown := sorted(set(_subfolders(folder / part)) - set(self.classes)):
+                raise UserError(
+                    f"{folder / part / unknown[0]} is a class that {folder / 'train'} has not: add training "
+                    "images of it, or remove it."
+                )
+
+    def content(self) -> str:
+        """A hash of the files' names, sizes and times of change."""
+        digest = hashlib.sha256()
+        for part in ("train", *self.given):
+            for file in _files(self.folder / part):
+                state = file.stat()
+                digest.update(
+                    f"{file.relative_to(self.folder)} {state.st_size} {state.st_mtime_ns}\n".encode()
+                )
+        return digest.hexdigest()
+
+    def parts(self) -> dict[str, Sequence[Example]]:
+        parts: dict[str, list[Example]] = {part: self._examples(part) for part in self.given}
+        shares = CUTS[self.given]
+        parts |= {part: [] for part in shares}
+        rng = np.random.default_rng(0)
+        of_class: dict[int, list[Example]] = {}
+        for example in self._examples("train"):
+            of_class.setdefault(example.label, []).append(example)
+        for examples in of_class.values():
+            order = rng.permutation(len(examples))
+            ends = (np.cumsum(list(shares.values())) * len(examples)).round().astype(int)
+            ends[0] = max(1, ends[0])  # a class always has a training image
+            for part, chosen in zip(shares, np.split(order, ends[:-1]), strict=True):
+                parts[part] += [examples[place] for place in chosen]
+        return {
+            part: [examples[i] for i in rng.permutation(len(examples))] for part, examples in parts.items()
+        }
+
+    def _examples(self, part: str) -> list[Example]:
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        root = self.folder / part
+        return [
+            Example(str(file), numbers[file.relative_to(root).parts[0]], partial(Image.open, file))
+            for file in _files(root)
+            if len(file.relative_to(root).parts) > 1
+        ]
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(
+        child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))

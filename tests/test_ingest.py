@@ -1,0 +1,293 @@
+"""Ingesting: any image becomes the same RGB once, and what is on disk is whole or not there."""
+
+import io
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lib.errors import UserError
+from lib.streams import TaskData, ingest, load_stream
+from lib.streams.images import UnreadableImage, decode
+from lib.streams.ingest import task_from
+from lib.streams.sources import Example
+
+RAMP = np.linspace(0, 255, 64).round().astype(np.uint8)[None].repeat(64, 0)  # dark left, light right
+
+
+class Pictures:
+    """A source in memory: `count` grey images a part, of `classes` classes; it counts what it opens."""
+
+    kind = "classification"
+
+    def __init__(self, count: int = 20, classes: int = 2, broken: int = 0, name: str = "pictures"):
+        self.count, self.num_classes, self.broken, self.name = count, classes, broken, name
+        self.opened = 0
+
+    def content(self) -> str:
+        return f"{self.name}-{self.count}-{self.num_classes}-{self.broken}".ljust(24, "-")
+
+    def _open(self, place: int) -> Image.Image:
+        self.opened += 1
+        if place < self.broken:
+            raise OSError("broken data stream")
+        return Image.new("L", (9, 7), 10 * place % 256)
+
+    def parts(self) -> dict[str, list[Example]]:
+        return {
+            part: [
+                Example(
+                    f"{part} {place}",
+                    place % self.num_classes,
+                    partial(self._open, place + 1000 * (part != "train")),
+                )
+                for place in range(self.count)
+            ]
+            for part in ("train", "dev", "test")
+        }
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("INGEST_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def read(source, size: int = 16) -> TaskData:
+    return task_from(source, "pictures", 2000, "other").read(size)
+
+
+def png(image: Image.Image, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, options.pop("format", "PNG"), **options)
+    return buffer.getvalue()
+
+
+def opened(encoded: bytes):
+    return lambda: Image.open(io.BytesIO(encoded))
+
+
+PALETTE = Image.fromarray(RAMP).quantize(64)
+KINDS = {
+    "grey": png(Image.fromarray(RAMP)),
+    "rgb": png(Image.fromarray(RAMP).convert("RGB")),
+    "16 bits": png(Image.fromarray(RAMP.astype(np.uint16) * 257)),
+    "palette": png(PALETTE),
+    "cmyk": png(Image.fromarray(RAMP).convert("RGB").convert("CMYK"), format="JPEG", quality=100),
+    "opaque alpha": png(Image.fromarray(RAMP).convert("RGBA")),
+    "grey and alpha": png(Image.fromarray(RAMP).convert("LA")),
+    "tiff of floats": png(Image.fromarray(RAMP.astype(np.float32)), format="TIFF"),
+    "gif": png(PALETTE, format="GIF", save_all=True, append_images=[PALETTE.rotate(180)]),
+    "webp": png(Image.fromarray(RAMP).convert("RGB"), format="WEBP", lossless=True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_image_becomes_the_same_rgb(kind):
+    found = decode(opened(KINDS[kind]), 64)
+    assert found.shape == (64, 64, 3) and found.dtype == np.uint8
+    assert np.abs(found.astype(int) - RAMP[..., None]).max() <= 6
+
+
+def test_transparent_is_white_and_one_bit_is_black_and_white():
+    assert (decode(opened(png(Image.new("RGBA", (5, 5), (9, 9, 9, 0)))), 8) == 255).all()
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([0, 0, 0] * 256)
+    assert (decode(opened(png(palette, transparency=0)), 8) == 255).all()
+    assert set(
+        np.unique(decode(opened(png(Image.eye("1", (8, 8)) if False else Image.new("1", (8, 8), 1))), 8))
+    ) == {255}
+
+
+def test_turned_as_the_exif_says():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    found = decode(
+        opened(png(Image.fromarray(RAMP).convert("RGB"), format="JPEG", exif=exif, quality=100)), 64
+    )
+    assert np.abs(found[..., 0].astype(int) - np.rot90(RAMP, -1)).max() <= 6
+
+
+def test_one_pixel_is_enough():
+    assert (decode(opened(png(Image.new("RGB", (1, 1), (1, 2, 3)))), 8) == [1, 2, 3]).all()
+
+
+@pytest.mark.slow
+def test_a_huge_image_is_refused_with_its_size():
+    huge = png(Image.new("1", (20_000, 20_000)))
+    with pytest.raises(UnreadableImage, match="400000000 pixels"):
+        decode(opened(huge), 8)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("share", [0, 0.02, 0.5])
+def test_cut_off_files_are_unreadable(format, share):
+    noise = png(Image.effect_noise((64, 64), 50).convert("RGB"), format=format)
+    with pytest.raises(UnreadableImage):
+        decode(opened(noise[: int(share * len(noise))]), 64)
+
+
+def test_decodes_once_and_maps_afterwards():
+    source = Pictures()
+    first = read(source)
+    assert source.opened == 60 and len(first.train) == 20
+    assert first.train.images.shape == (20, 16, 16, 3) and first.train.labels.tolist() == [0, 1] * 10
+    assert first.train.images[:, 0, 0, 0].tolist() == [10 * i % 256 for i in range(20)]
+    again = Pictures()
+    second = read(again)
+    assert again.opened == 0 and torch.equal(first.train.images, second.train.images)
+    read(again, 24)
+    assert again.opened == 60  # another size is another entry
+
+
+def test_writing_to_the_images_changes_no_file(cache):
+    read(Pictures()).train.images.zero_()
+    files = {file: file.read_bytes() for file in cache.rglob("*.npy")}
+    ingest._opened.cache_clear()
+    assert read(Pictures()).train.images[5].float().mean() == 50
+    assert files == {file: file.read_bytes() for file in cache.rglob("*.npy")}
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "entry"])
+def test_a_corrupt_entry_is_made_anew(cache, damage):
+    expected = read(Pictures()).train.images.clone()
+    (file,) = cache.glob("*/train-images.npy")
+    if damage == "entry":
+        (file.parent / "entry.json").write_text("{")
+    elif damage == "remove":
+        file.unlink()
+    else:
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content[:-7] if damage == "cut" else content)
+    ingest._checked.clear()
+    ingest._opened.cache_clear()
+    source = Pictures()
+    assert torch.equal(read(source).train.images, expected) and source.opened == 60
+
+
+def test_few_unreadable_images_are_left_out_and_named(cache):
+    data = read(Pictures(count=40, broken=10))
+    assert len(data.train) == 30 and data.train.labels.tolist() == [0, 1] * 15
+    (entry,) = cache.glob("*/entry.json")
+    left_out = json.loads(entry.read_text())["left_out"]
+    assert len(left_out) == 10 and left_out[3] == "train 3 (broken data stream)"
+
+
+def test_many_unreadable_images_are_an_error_and_leave_nothing(cache):
+    with pytest.raises(
+        UserError, match=r"11 of 120 images of the task 'pictures'.*train 0 \(broken data stream\)"
+    ):
+        read(Pictures(count=40, broken=11))
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def _ingest_with_little_room(folder: str) -> None:
+    os.environ["INGEST_CACHE"] = folder
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    with pytest.raises(UserError, match=r"Cannot ingest the task 'pictures'.*INGEST_CACHE"):
+        read(Pictures(), 64)
+
+
+def test_a_full_disk_is_an_error_in_one_sentence_and_leaves_nothing(cache):
+    process = multiprocessing.get_context("fork").Process(target=_ingest_with_little_room, args=(str(cache),))
+    process.start()
+    process.join()
+    assert process.exitcode == 0 and not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_classes_are_checked():
+    with pytest.raises(UserError, match="'pictures' has 1 class"):
+        read(Pictures(classes=1))
+    with pytest.raises(UserError, match="no training image of class 20"):
+        read(Pictures(count=20, classes=21))
+
+
+def _ingest_slowly(folder: str, counted: str) -> None:
+    os.environ["INGEST_CACHE"] = folder
+    source = Pictures()
+    original = source._open
+
+    def slow(place: int) -> Image.Image:
+        with Path(counted).open("a") as file:
+            file.write("x")
+        time.sleep(0.005)
+        return original(place)
+
+    source._open = slow
+    read(source)
+
+
+def test_two_processes_ingest_a_task_once(cache, tmp_path):
+    counted = tmp_path / "counted"
+    context = multiprocessing.get_context("fork")
+    both = [context.Process(target=_ingest_slowly, args=(str(cache), str(counted))) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
+    assert len(counted.read_text()) == 60
+
+
+def test_a_killed_ingest_leaves_no_entry(cache, tmp_path):
+    counted = tmp_path / "counted"
+    process = multiprocessing.get_context("fork").Process(
+        target=_ingest_slowly, args=(str(cache), str(counted))
+    )
+    process.start()
+    while not counted.exists() or len(counted.read_text()) < 20:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert not list(cache.glob("[!.]*/entry.json"))
+    source = Pictures()
+    assert len(read(source).train) == 20 and source.opened == 60
+
+
+READ_MUCH = """
+import torch
+from test_ingest import Pictures, anonymous_megabytes, read
+idle = anonymous_megabytes()
+data = read(Pictures(count=8000), 128)
+total = sum(int(batch[::16].sum()) for batch in data.train.images.split(64))
+print(anonymous_megabytes() - idle, len(data.train.images), total > 0)
+"""
+
+
+def anonymous_megabytes() -> int:
+    """Memory of this process that is not mapped from files."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in line)
+    return int(line.split()[1]) // 1024
+
+
+@pytest.mark.slow
+def test_a_task_larger_than_the_memory_it_takes():
+    """1.2 GB of images are ingested and read in batches."""
+    out = subprocess.run(
+        [sys.executable, "-c", READ_MUCH],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
+    )  # fmt: skip
+    grown, count, seen = out.stdout.split()
+    assert (count, seen) == ("8000", "True") and int(grown) < 150
+
+
+def test_pocket_stream_goes_through_the_cache(cache):
+    task = next(task for task in load_stream("pocket").tasks if task.name == "stamps")
+    data = task.read(64)
+    (entry,) = cache.glob("*/entry.json")
+    assert json.loads(entry.read_text())["counts"] == {
+        "train": len(data.train), "dev": len(data.dev), "test": len(data.test)
+    }  # fmt: skip

@@ -1,0 +1,174 @@
+"""Anyone's own tasks: folders of images and the files that list them."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from lib.errors import UserError
+from lib.paths import DATA
+from lib.runs import RunSpec, run_stream
+from lib.streams import list_tasks, load_stream
+from lib.streams.folder import FolderSource
+
+CLASSES = ["яблоко", "two words"]
+
+
+def fill(folder: Path, counts: dict[str, int], classes: list[str] = CLASSES) -> Path:
+    """`counts` images a class and part; each of a colour that tells its class, part and number apart."""
+    for part, count in counts.items():
+        for label, name in enumerate(classes):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                colour = (200 * label, number, 100 * (part == "test"))
+                Image.new("RGB", (20, 12), colour).save(folder / part / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("INGEST_CACHE", str(tmp_path / "cache"))
+
+
+def colours(split) -> set[tuple[int, ...]]:
+    return {tuple(image[0, 0].tolist()) for image in split.images}
+
+
+def stream_file(folder: Path, text: str) -> str:
+    file = folder / "stream.yaml"
+    file.write_text(text)
+    return str(file)
+
+
+ONE = """
+name: mine
+tasks:
+  - {name: fruit, source: "folder:my fruit", year: 2020}
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"train": 50}, {"train": 56, "dev": 12, "dev_test": 12, "test": 20}),
+        ({"train": 20, "test": 7}, {"train": 28, "dev": 6, "dev_test": 6, "test": 14}),
+        ({"train": 20, "dev": 7}, {"train": 32, "dev": 14, "test": 8}),
+        ({"train": 20, "dev": 3, "test": 7}, {"train": 40, "dev": 6, "test": 14}),
+    ],
+    ids=["none", "test", "dev", "both"],
+)
+def test_missing_parts_are_cut_from_train(tmp_path, given, expected):
+    fill(tmp_path / "my fruit", given)
+    (task,) = load_stream(stream_file(tmp_path, ONE)).tasks
+    data = task.read(32)
+    parts = {name: getattr(data, name) for name in expected}
+    assert {name: len(part) for name, part in parts.items()} == expected
+    total = sum(2 * count for count in given.values())
+    assert len(set().union(*(colours(part) for part in parts.values()))) == len(
+        set().union(
+            *(
+                {
+                    (200 * label, number, 100 * (part == "test"))
+                    for label in range(2)
+                    for number in range(count)
+                }
+                for part, count in given.items()
+            )
+        )
+    )  # no image is lost or twice
+    assert sum(expected.values()) == total
+    for part in parts.values():  # every part has both classes, in equal numbers, and mixed
+        assert part.labels.bincount().tolist() == [len(part) // 2] * 2
+        assert part.labels.tolist() != sorted(part.labels.tolist())
+
+
+def test_the_cut_is_the_same_again_and_content_sees_changes(tmp_path):
+    folder = fill(tmp_path / "my fruit", {"train": 10})
+    first, again = (FolderSource(folder) for _ in range(2))
+    assert [e.where for e in first.parts()["train"]] == [e.where for e in again.parts()["train"]]
+    before = first.content()
+    assert before == again.content()
+    Image.new("RGB", (9, 9)).save(folder / "train" / CLASSES[0] / "3.png")
+    assert FolderSource(folder).content() != before
+
+
+def test_a_folder_runs_from_its_stream_file_to_records(tmp_path):
+    fill(tmp_path / "my fruit", {"train": 40})
+    file = stream_file(tmp_path, ONE)
+    spec = RunSpec(backbone="resnet18half_64", ratio=0.5, stream=file, budgets=[2], image_size=32)
+    (record,) = run_stream(spec, tmp_path / "runs").to_dict("records")
+    assert (record["task"], record["year"], record["domain"]) == ("fruit", 2020, "other")
+    assert record["steps"] > 0 and record["error_test"] <= 0.25  # red or not
+
+
+def test_missing_tasks_are_listed_or_left_out(tmp_path):
+    fill(tmp_path / "my fruit", {"train": 10})
+    file = stream_file(tmp_path, ONE + """
+  - {name: birds, source: "folder:birds", year: 2011}
+  - {name: cars, source: "folder:cars", year: 2012, domain: vehicles}
+""")  # fmt: skip
+    table = list_tasks(file).set_index("name")
+    assert table["available"].to_dict() == {"fruit": True, "birds": False, "cars": False}
+    assert str(tmp_path / "birds") in table.loc["birds", "how"] and table.loc["cars", "domain"] == "vehicles"
+    with pytest.raises(UserError, match=r"2 of 3 tasks.*birds.*cars.*missing='skip'"):
+        load_stream(file)
+    stream = load_stream(file, missing="skip")
+    assert [task.name for task in stream.tasks] == ["fruit"] and stream.left_out == ("birds", "cars")
+
+
+def test_records_name_the_tasks_that_were_left_out(tmp_path):
+    fill(tmp_path / "my fruit", {"train": 20})
+    file = stream_file(tmp_path, ONE + '  - {name: birds, source: "folder:birds", year: 2011}\n')
+    fields = {"backbone": "resnet18half_64", "ratio": 0.0, "stream": file, "budgets": [0.5], "image_size": 32}
+    with pytest.raises(UserError, match="birds"):
+        run_stream(RunSpec(**fields), tmp_path / "runs")
+    (record,) = run_stream(RunSpec(**fields, missing="skip"), tmp_path / "runs").to_dict("records")
+    assert record["left_out"] == "birds"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "is not YAML"),
+        ("", "the file is not valid"),
+        ("name: mine\ntasks: []", "tasks is not valid"),
+        ("name: mine\ntasks: [{name: a, source: 'folder:a'}]", "tasks.0.year"),
+        ("name: mine\ntasks: [{name: a, source: 'folder:a', year: soon}]", "tasks.0.year"),
+        ("name: mine\ntasks: [{name: a, source: 'folder:a', year: 2000, colour: red}]", "tasks.0.colour"),
+        ("name: mine\ntasks: [{name: a, source: 'web:a', year: 2000}]", "source 'web:a' is unknown"),
+        ("name: mine\ntasks: [{name: a, source: a, year: 2000}]", "tasks.0.source"),
+    ],
+)
+def test_a_bad_stream_file_is_refused_with_the_place(tmp_path, text, message):
+    file = stream_file(tmp_path, text)
+    with pytest.raises(UserError, match=message) as caught:
+        load_stream(file)
+    assert file in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_absent_stream_file_is_refused():
+    with pytest.raises(UserError, match=r"nowhere.yaml cannot be read"):
+        load_stream("nowhere.yaml")
+
+
+def test_a_class_that_training_lacks_is_refused(tmp_path):
+    folder = fill(tmp_path / "my fruit", {"train": 10, "test": 2})
+    (folder / "test" / "pear").mkdir()
+    with pytest.raises(UserError, match="pear"):
+        load_stream(stream_file(tmp_path, ONE))
+    with pytest.raises(UserError, match="no folder train"):
+        FolderSource(tmp_path)
+
+
+def test_pocket_reads_the_same_bytes_as_plain_pillow(tmp_path):
+    """The cache changes no pixel: the file's images, decoded and resized here."""
+    task = next(task for task in load_stream("pocket").tasks if task.name == "emoji")
+    rows = pd.read_parquet(DATA / "pocket" / "emoji.parquet").query("split == 'dev'")
+    for size in (64, 48):
+        pictures = (Image.open(io.BytesIO(image)).convert("RGB") for image in rows["image"])
+        expected = np.stack([p if p.size == (size, size) else p.resize((size, size), 3) for p in pictures])
+        assert torch.equal(task.read(size).dev.images, torch.from_numpy(expected))
