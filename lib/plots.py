@@ -85,7 +85,7 @@ def _legend(figure: Figure, panels: list[plt.Axes], columns: int = 3) -> None:
         entries |= {label: handle for handle, label in zip(handles, labels, strict=True)}
     figure.legend(
         entries.values(), entries.keys(), frameon=False, ncols=columns, loc="outside lower center",
-        title=LEGEND, title_fontsize=7,
+        fontsize=6.5, columnspacing=1, title=LEGEND, title_fontsize=7,
     )  # fmt: skip
 
 
