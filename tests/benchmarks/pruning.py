@@ -156,7 +156,7 @@ def latency_targets() -> pd.DataFrame:
     dense = load_backbone("resnet26_64")
     full = measure_latency(dense, 64, batch_size=32)
     rows = []
-    for share in (0.8, 0.6, 0.5):
+    for share in (0.9, 0.8, 0.7):
         plan = plan_pruning(dense, target_latency_ms=share * full, batch_size=32)
         again = measure_latency(plan.apply(dense), 64, batch_size=32)
         rows.append(
