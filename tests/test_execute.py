@@ -83,7 +83,9 @@ def test_notebook_that_does_not_complete_leaves_the_old_output(tmp_path, cell, m
 def test_progress_is_passed_on_and_stays_out_of_the_notebook(tmp_path, capfd):
     file = notebook(tmp_path, "from lib.progress import report\nfor i in range(3):\n    report(f'step {i}')")
     execute(file, tmp_path / "out.ipynb", {}, "arm")
-    assert capfd.readouterr().err == "".join(f"arm: step {i}\n" for i in range(3))
+    # Kernels share stderr, and ZeroMQ may write there when one of an earlier test dies: count only our lines.
+    lines = [line for line in capfd.readouterr().err.splitlines() if "step" in line]
+    assert lines == [f"arm: step {i}" for i in range(3)]
     assert "arm: step" not in (tmp_path / "out.ipynb").read_text()
     assert "PROGRESS_FILE" not in os.environ
 
