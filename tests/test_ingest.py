@@ -30,6 +30,7 @@ class Pictures:
     """A source in memory: `count` grey images a part, of `classes` classes; it counts what it opens."""
 
     kind = "classification"
+    every_class_trains = True
 
     def __init__(self, count: int = 20, classes: int = 2, broken: int = 0, name: str = "pictures"):
         self.count, self.num_classes, self.broken, self.name = count, classes, broken, name

@@ -11,4 +11,7 @@ if __name__ == "__main__":
             raise UserError(
                 "Usage: python -m lib.streams STREAM, such as pocket or the path of a stream.yaml"
             )
-        print(list_tasks(sys.argv[1]).to_string(index=False))
+        tasks = list_tasks(sys.argv[1])
+        lines = tasks.drop(columns="how").to_string(index=False).splitlines()
+        for line, how in zip(lines, ["how", *tasks["how"]], strict=True):
+            print(f"{line}  {how}")

@@ -71,13 +71,17 @@ class Listed:
     open: Callable[[], Source] | None
 
 
-STREAMS: dict[str, Callable[[], list[Listed]]] = {}
+Lister = Callable[..., list[Listed]]
+STREAMS: dict[str, Lister] = {}
 
 
 def stream(name: str):
-    """Register the decorated function, which lists the tasks of the stream `name`."""
+    """Register the decorated function, which lists the tasks of the stream `name`.
 
-    def register(list_rows: Callable[[], list[Listed]]) -> Callable[[], list[Listed]]:
+    It gets what a user writes behind the name, split at slashes, as arguments.
+    """
+
+    def register(list_rows: Lister) -> Lister:
         STREAMS[name] = list_rows
         return list_rows
 

@@ -3,8 +3,10 @@
     name: mine
     tasks:
       - {name: birds, source: "folder:data/birds", year: 2011}
+      - {name: mnist, source: "nevis:data/nevis/stable/MNIST", year: 1998}
+      - {name: flowers, source: "torchvision:Flowers102", year: 2008}
 
-Relative sources are relative to the file.
+Relative sources are relative to the file; torchvision's lie in torchvision/ below `datasets_folder()`.
 """
 
 from collections.abc import Callable
@@ -17,7 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lib.errors import UserError
 from lib.streams.base import Listed
 from lib.streams.folder import FolderSource
+from lib.streams.nevis import datasets_folder
+from lib.streams.prepared import PreparedSource
 from lib.streams.sources import Source
+from lib.streams.torchvision import LOADERS, TorchvisionSource, how_to_get, is_there
 
 
 class _TaskEntry(BaseModel):
@@ -41,8 +46,26 @@ def _folder(place: str, base: Path) -> Callable[[], Source] | str:
     return partial(FolderSource, folder) if folder.is_dir() else f"expected a folder at {folder}"
 
 
-# kind of source: (place, folder of the file) -> how to open it, or where it was looked for in vain
-SOURCES: dict[str, Callable[[str, Path], Callable[[], Source] | str]] = {"folder": _folder}
+def _nevis(place: str, base: Path) -> Callable[[], Source] | str:
+    folder = base / place
+    return (
+        partial(PreparedSource, folder) if folder.is_dir() else f"expected a prepared directory at {folder}"
+    )
+
+
+def _torchvision(name: str, _: Path) -> Callable[[], Source] | str:
+    if name not in LOADERS:
+        raise UserError(f"torchvision:{name} is unknown: expected one of {', '.join(LOADERS)}.")
+    root = datasets_folder() / "torchvision"
+    return partial(TorchvisionSource, name, root) if is_there(name, root) else how_to_get(name, root)
+
+
+# kind of source: (place, folder of the file) -> how to open it, or how to get it
+SOURCES: dict[str, Callable[[str, Path], Callable[[], Source] | str]] = {
+    "folder": _folder,
+    "nevis": _nevis,
+    "torchvision": _torchvision,
+}
 
 
 def rows_of_file(path: str) -> list[Listed]:

@@ -9,12 +9,13 @@ import numpy as np
 from PIL import Image
 
 from lib.errors import UserError
+from lib.streams.cuts import SHARES
 from lib.streams.sources import Example
 
-# What is cut from train for the parts that do not come with it, in shares like those of Nevis'22.
+# What is cut from train for the parts that do not come with it.
 CUTS = {
-    (): {"train": 0.56, "dev": 0.12, "dev_test": 0.12, "test": 0.20},
-    ("test",): {"train": 0.70, "dev": 0.15, "dev_test": 0.15},
+    (): SHARES[()],
+    ("test",): SHARES[("test",)],
     ("dev",): {"train": 0.80, "test": 0.20},
     ("dev", "test"): {"train": 1.0},
 }
@@ -24,6 +25,7 @@ class FolderSource:
     """Images in a folder a class. What of dev and test is missing is cut from train, class by class."""
 
     kind = "classification"
+    every_class_trains = True
 
     def __init__(self, folder: Path):
         self.folder = folder

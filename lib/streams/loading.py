@@ -36,7 +36,7 @@ def list_tasks(name: str) -> pd.DataFrame:
     Columns: name, year, domain, kind, num_classes, available, how (where it is or how to get it).
     """
     rows = [{**_fields(row), "available": row.open is not None} for row in _rows(name)]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"num_classes": "Int64"})
 
 
 def _fields(row: Listed) -> dict:
@@ -46,9 +46,11 @@ def _fields(row: Listed) -> dict:
 def _rows(name: str) -> list[Listed]:
     if name.endswith((".yaml", ".yml")):
         return rows_of_file(name)
-    if name not in STREAMS:
+    known = [stream for stream in STREAMS if f"{name}/".startswith(f"{stream}/")]
+    if not known:
         raise UserError(
             f"Unknown stream {name!r}: expected one of {', '.join(STREAMS)}, or the path of a "
             "stream file (.yaml)."
         )
-    return STREAMS[name]()
+    arguments = name.removeprefix(known[0]).split("/")[1:]
+    return STREAMS[known[0]](*arguments)

@@ -23,8 +23,10 @@ POCKET = DATA / "pocket"
 
 
 @stream("pocket")
-def pocket() -> list[Listed]:
+def pocket(*arguments: str) -> list[Listed]:
     """The pocket stream in the order of its years."""
+    if arguments:
+        raise UserError(f"pocket/{'/'.join(arguments)} is unknown: expected pocket alone.")
     return [_listed(card) for card in json.loads((POCKET / "cards.json").read_text())]
 
 
@@ -36,6 +38,8 @@ def _listed(card: dict) -> Listed:
 
 class PocketSource:
     """The source of one task: its Parquet file and its card."""
+
+    every_class_trains = True
 
     def __init__(self, file: Path, card: dict):
         self.file, self.card = file, card

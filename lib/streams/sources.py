@@ -23,6 +23,7 @@ class Source(Protocol):
 
     kind: str  # "classification" or "multi-label"
     num_classes: int
+    every_class_trains: bool  # whether a class without a training image is a mistake
 
     def content(self) -> str:
         """A hash that changes when the images, labels or splits do; cheap, decodes nothing."""
