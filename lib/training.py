@@ -29,6 +29,15 @@ class Recipe:
     batch_size: int = 16  # small: at these budgets the number of steps is what is scarce
     weight_decay: float = 0.01
     label_smoothing: float = 0.1
+    frozen_norms: bool = False  # whether batch norms keep the statistics that a head was solved with
+
+
+class Diverged(FloatingPointError):
+    """The loss became infinite or not a number within `steps` steps."""
+
+    def __init__(self, learning_rate: float, steps: int):
+        super().__init__(f"The loss diverged at learning rate {learning_rate:g}.")
+        self.steps = steps
 
 
 class TaskNetwork(nn.Module):
@@ -76,7 +85,7 @@ def fine_tune(
     """Train `network` in place on as many images as the ledger has compute left for.
 
     Charges the ledger before it trains. Returns the steps taken: 0 where not even two images fit
-    (batch norm needs two values a channel). Raises FloatingPointError when the loss is not finite.
+    (batch norm needs two values a channel). Raises Diverged when the loss is not finite.
     """
     each = training_macs(network, train.images.shape[1])
     images = affordable_images(ledger.left, each)
@@ -91,7 +100,7 @@ def fine_tune(
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )
-    _adapt_batch_norms(network, len(batches))
+    _set_batch_norms(network, len(batches), recipe.frozen_norms)
     warmup = max(1, len(batches) // 10)
     loss_sum = torch.zeros((), device=device)
     start = 0
@@ -108,18 +117,19 @@ def fine_tune(
         loss_sum += loss.detach()
     # The loss does not see the last update; the norm of the parameters does, and overflows early.
     if not (loss_sum + nn.utils.get_total_norm(network.parameters())).isfinite():
-        raise FloatingPointError(f"The loss diverged at learning rate {recipe.learning_rate:g}.")
+        raise Diverged(recipe.learning_rate, len(batches))
     return len(batches)
 
 
-def _adapt_batch_norms(network: nn.Module, steps: int) -> None:
-    """Let running statistics forget the pretraining images within few steps.
+def _set_batch_norms(network: nn.Module, steps: int, frozen: bool) -> None:
+    """Let running statistics forget the pretraining images within few steps, or hold them as they are.
 
     torch's momentum of 0.1 averages over ten steps, more than a small budget has.
     """
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = min(0.5, max(0.1, 4 / steps))
+            module.train(not frozen)
 
 
 def random_crops(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -162,6 +172,18 @@ def _loss(logits: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
     softened = labels * (1 - recipe.label_smoothing) + recipe.label_smoothing / 2
     return F.binary_cross_entropy_with_logits(logits, softened)
+
+
+@torch.inference_mode()
+def representation(network: Backbone, split: Split, precision: str, device: str = "cpu") -> Tensor:
+    """The representation (N, D) of a split's images, float32."""
+    body = network.body.to(device, memory_format=torch.channels_last).eval()
+    found = []
+    for batch in split.images.split(50):
+        inputs = normalised(batch.permute(0, 3, 1, 2).to(device), network)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+            found.append(body(inputs).float().cpu())
+    return torch.cat(found)
 
 
 @torch.inference_mode()

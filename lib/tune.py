@@ -1,4 +1,6 @@
-"""Fit the rule of lib/learning_rate.py: `python -m lib.tune BACKBONE`.
+"""Fit the rules of lib/learning_rate.py: `python -m lib.tune BACKBONE [LEARNER]`.
+
+LEARNER is independent, for heads that start at zero, or probe_finetune, for those that were solved before.
 
 Runs the pocket stream at a few fixed learning rates, dense and pruned, and chooses the rule whose rates have
 the lowest error on dev images, once for each task with that task left out. The compute of this is not
@@ -16,25 +18,25 @@ import pandas as pd
 from lib.backbones import list_backbones
 from lib.errors import UserError, exit_with_one_sentence
 from lib.files import write_json
-from lib.learning_rate import ALL_TASKS, TABLE, Rule, as_json
+from lib.learning_rate import ALL_TASKS, HEADS, TABLE, Rule, as_json
 from lib.paths import BUILD
 from lib.runs import RunSpec, run_stream
 
-RATES = [3e-4, 1e-3, 3e-3, 1e-2]
+RATES = {"independent": [3e-4, 1e-3, 3e-3, 1e-2], "probe_finetune": [3e-6, 1e-5, 3e-5, 1e-4, 3e-4]}
 BUDGETS = [0.125, 0.5, 2.0]
 RATIOS = [0.0, 0.5]
 GRID = {
-    "base": np.arange(-3.4, -2.09, 0.1),
+    "base": np.arange(-5.6, -2.09, 0.1),
     "slope_steps": [-0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2],
     "slope_ratio": [-0.4, -0.2, 0.0, 0.2, 0.4],
 }
 
 
-def measure(backbone: str, ratio: float, rate: float) -> pd.DataFrame:
+def measure(backbone: str, learner: str, ratio: float, rate: float) -> pd.DataFrame:
     """Records of one arm at a fixed learning rate, with a seed that no published arm uses."""
     spec = RunSpec(
-        backbone=backbone, ratio=ratio, criterion="activation", repair="mean", budgets=BUDGETS,
-        learning_rate=rate, train_images=600, evaluation_images=300, seed=1000,
+        backbone=backbone, ratio=ratio, criterion="activation", repair="mean", learner=learner,
+        budgets=BUDGETS, learning_rate=rate, train_images=600, evaluation_images=300, seed=1000,
     )  # fmt: skip
     return run_stream(spec, BUILD / "runs")
 
@@ -60,17 +62,21 @@ def fit(records: pd.DataFrame) -> Rule:
     return best
 
 
-def main(backbone: str) -> None:
-    if backbone not in list_backbones():
-        raise UserError(f"Unknown backbone {backbone!r}: expected one of {', '.join(list_backbones())}.")
-    arms = list(itertools.product([backbone], RATIOS, RATES))
+def main(backbone: str, learner: str = "independent") -> None:
+    if backbone not in list_backbones() or learner not in RATES:
+        raise UserError(
+            f"Cannot fit a rule for {backbone!r} and {learner!r}: expected one of "
+            f"{', '.join(list_backbones())}, and one of {', '.join(RATES)}."
+        )
+    arms = list(itertools.product([backbone], [learner], RATIOS, RATES[learner]))
     with ProcessPoolExecutor() as pool:
         records = pd.concat(pool.map(measure, *zip(*arms, strict=True)), ignore_index=True)
     rules = {ALL_TASKS: fit(records)}
     for task in records["task"].unique():
         rules[task] = fit(records[records["task"] != task])
-    table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
-    write_json(TABLE, {**table, backbone: as_json(rules)})
+    table = json.loads(TABLE.read_text())
+    table.setdefault(HEADS[learner == "probe_finetune"], {})[backbone] = as_json(rules)
+    write_json(TABLE, table)
     print(pd.DataFrame(as_json(rules)).T.drop(columns="fitted_on"))
 
 

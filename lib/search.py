@@ -1,0 +1,94 @@
+"""Hyper-parameter search for one task, within its budget: Optuna proposes, successive halving decides.
+
+Every trial's training and validation is charged. Half of the budget is searched with, the other half trains
+what is used; where the budget is too small for all trials, fewer are tried, and with one the rule decides.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+
+import optuna
+
+from lib.compute import Ledger, forward_macs, training_macs
+from lib.streams.base import Split, TaskData
+from lib.training import (
+    Diverged,
+    Recipe,
+    TaskNetwork,
+    affordable_images,
+    error_of,
+    fine_tune,
+    plan_batches,
+    predict,
+)
+
+SHARE = 2  # one part in so many of the budget is for the search
+VALIDATION_IMAGES = 64
+LEAST_STEPS = 3  # a trial of fewer tells nothing
+SPACE = {
+    "learning_rate": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True),
+    "label_smoothing": optuna.distributions.FloatDistribution(0, 0.3),
+    "weight_decay": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True),
+}
+
+# steps -> what is used where nothing is searched; `probed=` says that the head was solved before
+Rule = Callable[..., Recipe]
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def search(
+    network: TaskNetwork, data: TaskData, ledger: Ledger, rule: Rule, trials: int, precision: str, seed: int,
+    device: str,
+) -> Recipe:  # fmt: skip
+    """The recipe for training `network` with what is left in the ledger, which is charged for the search.
+
+    The rule's recipe is the first of the trials. Each rung trains the recipes that are left from `network`
+    anew, for twice as long as the rung before, and keeps the better half by the error on dev images.
+    """
+    image_size = data.train.images.shape[1]
+    each = training_macs(network, image_size)
+    dev = Split(data.dev.images[:VALIDATION_IMAGES], data.dev.labels[:VALIDATION_IMAGES])
+    validation = len(dev) * forward_macs(network, image_size)
+    searched = ledger.left // SHARE
+    while trials > 1 and (searched // _rungs(trials) // trials - validation) // each < (
+        LEAST_STEPS * Recipe.batch_size
+    ):
+        trials //= 2
+    rest = ledger.left - (searched if trials > 1 else 0)
+    ruled = rule(len(plan_batches(affordable_images(rest, each), Recipe.batch_size)))
+    if trials == 1:
+        return ruled
+
+    def error(recipe: Recipe, limit: int) -> float:
+        spent = Ledger(limit - validation)
+        trained = copy.deepcopy(network)
+        try:
+            fine_tune(trained, data.train, spent, recipe, precision, seed, device)
+            logits = predict(trained, dev, precision, device)
+        except Diverged:
+            return 1.0
+        finally:
+            ledger.charge("search", spent.total + validation)
+        return error_of(logits, dev.labels.numpy())
+
+    per_rung = searched // _rungs(trials)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+    scored = [(error(ruled, per_rung // trials), ruled)]
+    for _ in range(trials - 1):
+        trial = study.ask(SPACE)
+        recipe = replace(ruled, **trial.params)
+        scored.append((error(recipe, per_rung // trials), recipe))
+        study.tell(trial, scored[-1][0])
+    while len(scored) > 1:
+        # Ties go to the earlier trial, the rule's first of all.
+        scored = sorted(scored, key=lambda pair: pair[0])[: len(scored) // 2]
+        if len(scored) > 1:
+            scored = [(error(recipe, per_rung // len(scored)), recipe) for _, recipe in scored]
+    return scored[0][1]
+
+
+def _rungs(trials: int) -> int:
+    """How often `trials` can be halved until one is left."""
+    return max(1, trials.bit_length() - 1)
