@@ -1,0 +1,357 @@
+"""Learners: what they start from, what they pay, heads against scikit-learn, and search within the budget."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import Ridge, RidgeCV
+from test_runs import ONE_TASK, PRUNED, TASKS, assert_same_records, killed_run
+
+from lib.backbones import Backbone, load_backbone
+from lib.compute import Ledger, forward_macs, training_macs
+from lib.learners import LEARNERS, PRETRAINED, Assignment, Learnt, neighbours_error
+from lib.memory import Memory
+from lib.probe import STRENGTHS, affordable_probe, probe_macs, ridge_head, stratified
+from lib.runs import RunSpec, run_stream
+from lib.search import search
+from lib.streams import Split, TaskData, load_stream
+from lib.training import Recipe, TaskNetwork, error_of, fine_tune, predict, representation
+
+NEW = {"trials": 1, "precision": "fp32", "seed": 3, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def small() -> Backbone:
+    return load_backbone("resnet18half_64")
+
+
+@pytest.fixture(scope="module")
+def clothes() -> TaskData:
+    task = next(task for task in load_stream("pocket").tasks if task.name == "fashion_mnist")
+    data = task.read(64)
+    return TaskData(
+        *(Split(p.images[:n], p.labels[:n]) for p, n in ((data.train, 160), (data.dev, 64), (data.test, 100)))
+    )
+
+
+@pytest.fixture(scope="module")
+def features(small, clothes) -> torch.Tensor:
+    return representation(small, clothes.train, "fp32")
+
+
+def rule(steps: int, probed: bool = False) -> Recipe:
+    return Recipe(1e-5 if probed else 3e-3, frozen_norms=probed)
+
+
+def assignment(
+    start: Backbone, data: TaskData, limit: int, memory: Memory | None = None, **changes
+) -> Assignment:
+    memory = memory or Memory(Path("nowhere"), 1.0, 0, start)
+    fields = {"event": 0, "num_classes": 10, "rule": rule, **NEW} | changes
+    return Assignment(start=start, memory=memory, data=data, ledger=Ledger(limit), **fields)
+
+
+class Counter:
+    """Images that go through a network and its copies, forward alone and in training, at the first layer."""
+
+    def __init__(self, monkeypatch):
+        self.trained = self.seen = 0
+        forward = torch.nn.Conv2d.forward
+
+        def counted(layer, inputs):
+            if layer.in_channels == 3 and inputs.device.type != "meta":
+                self.trained += len(inputs) if torch.is_grad_enabled() else 0
+                self.seen += 0 if torch.is_grad_enabled() else len(inputs)
+            return forward(layer, inputs)
+
+        monkeypatch.setattr(torch.nn.Conv2d, "forward", counted)
+
+
+# --- heads ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("images", [40, 160])
+@pytest.mark.parametrize("width", [30, 256], ids=["more images than features", "more features"])
+@pytest.mark.parametrize("kind", ["classes", "tags"])
+def test_the_head_is_scikit_learn_s_ridge_by_leaving_one_out(features, clothes, images, width, kind):
+    x, labels = features[:images, :width].double(), clothes.train.labels[:images]
+    targets = F.one_hot(labels, 10).double()
+    if kind == "tags":
+        labels = targets = torch.stack([labels < 3, labels % 2 == 0], 1).double()
+    centred = x - x.mean(0)
+    values = torch.linalg.svdvals(centred).square()
+    strengths = (STRENGTHS * values[values > values.max() * 1e-9].mean()).numpy()
+    expected = RidgeCV(alphas=strengths).fit(x.numpy(), targets.numpy())
+    head = ridge_head(x.float(), labels, targets.shape[1])
+    found = head.weight.double().numpy()
+    scale = (found * expected.coef_).sum() / (expected.coef_**2).sum()
+    assert scale > 0
+    np.testing.assert_allclose(found, scale * expected.coef_, atol=2e-3 * np.abs(found).max())
+    difference = head.bias.double().numpy() - scale * expected.intercept_
+    np.testing.assert_allclose(difference, difference.mean(), atol=2e-3 * scale)
+
+
+def test_the_scale_of_the_logits_suits_images_that_were_left_out(features, clothes):
+    x, labels = features[:60].double(), clothes.train.labels[:60]
+    head = ridge_head(features[:60], labels, 10)
+    targets = F.one_hot(labels, 10).double().numpy()
+    values = torch.linalg.svdvals(x - x.mean(0)).square()
+    strengths = (STRENGTHS * values[values > values.max() * 1e-9].mean()).numpy()
+    chosen = RidgeCV(alphas=strengths).fit(x.numpy(), targets)
+    scale = (head.weight.double().numpy() * chosen.coef_).sum() / (chosen.coef_**2).sum()
+    outputs = []
+    for left_out in range(60):
+        others = np.arange(60) != left_out
+        fitted = Ridge(alpha=chosen.alpha_).fit(x.numpy()[others], targets[others])
+        outputs.append(fitted.predict(x.numpy()[[left_out]])[0])
+    outputs = torch.tensor(np.array(outputs))
+    losses = [F.cross_entropy(outputs * scale * factor, labels).item() for factor in (0.8, 1, 1.25)]
+    assert losses[1] == min(losses)
+
+
+def test_a_task_of_one_seen_class_and_equal_images_still_has_a_head():
+    head = ridge_head(torch.ones(4, 6), torch.zeros(4, dtype=torch.int64), 3)
+    assert head.weight.isfinite().all() and head.bias.isfinite().all() and head.bias.argmax() == 0
+
+
+def test_a_probe_costs_its_images_and_the_largest_that_fits_is_taken(small, clothes, monkeypatch):
+    each = forward_macs(small, 64)
+    for limit in (0, each, 20 * each, 77 * each, 1000 * each):
+        counter = Counter(monkeypatch)
+        task = assignment(small, clothes, limit)
+        learnt = LEARNERS["probe"].learn(task)
+        monkeypatch.undo()
+        images = affordable_probe(small, 64, 160, 10, limit)
+        assert counter.seen == images <= 160 and counter.trained == 0 and learnt.steps == 0
+        assert task.ledger.total == (probe_macs(small, 64, images, 10) if images else 0) <= limit
+        assert task.ledger.total >= images * each
+        if 0 < images < 160:
+            assert probe_macs(small, 64, images + 1, 10) > limit
+    assert images == 160
+    error = error_of(predict(learnt.network, clothes.test, "fp32"), clothes.test.labels.numpy())
+    assert error < 0.45  # guessing: 0.9
+    for name, weight in learnt.network.body.state_dict().items():
+        assert torch.equal(weight, small.body.state_dict()[name])
+
+
+@pytest.mark.parametrize("count", [5, 10, 37, 160, 500])
+def test_the_subset_is_stratified(clothes, count):
+    chosen = stratified(clothes.train, count)
+    counts = chosen.labels.bincount(minlength=10)
+    there = clothes.train.labels.bincount(minlength=10)
+    assert len(chosen) == min(count, 160)
+    for a in range(10):
+        assert all(counts[a] >= min(counts[b] - 1, there[a]) for b in range(10))
+    assert len(stratified(Split(clothes.train.images, torch.ones(160, 3)), 7)) == 7
+
+
+# --- what a learner starts from -------------------------------------------------------------------
+
+
+def test_neighbours_are_those_of_a_plain_loop(features, clothes):
+    labels = clothes.train.labels
+    wrong = 0
+    for i in range(len(labels)):
+        cosines = [
+            float(F.cosine_similarity(features[i], f, dim=0)) if i != j else -9
+            for j, f in enumerate(features)
+        ]
+        nearest = sorted(range(len(labels)), key=lambda j: -cosines[j])[:5]
+        votes = np.zeros(10)
+        for j in nearest:
+            votes[labels[j]] += cosines[j]
+        wrong += votes.argmax() != labels[i]
+    assert neighbours_error(features, labels, 10) == pytest.approx(wrong / len(labels))
+    tags = F.one_hot(labels, 10).float()
+    assert 0 < neighbours_error(features, tags, 10) < 0.6
+
+
+@pytest.fixture
+def memory(small, folder) -> Memory:
+    return Memory(folder, 1.0, 7, small)
+
+
+def trained(start: Backbone, data: TaskData, rate: float = 3e-3, images: int = 640) -> TaskNetwork:
+    network = TaskNetwork(start, 10)
+    fine_tune(network, data.train, Ledger(images * training_macs(network, 64)), Recipe(rate), "fp32", seed=0)
+    return network
+
+
+def test_dynamic_takes_the_network_that_fits_the_task(small, clothes, memory, monkeypatch):
+    fitting = trained(small, clothes)
+    spoilt = copy.deepcopy(fitting)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in spoilt.body.parameters():
+            weight.normal_()
+    for event in range(12):
+        memory.keep(event, fitting if event == 7 else spoilt)
+    loads = []
+    network_of = Memory.network_of
+    monkeypatch.setattr(Memory, "network_of", lambda self, e: loads.append(e) or network_of(self, e))
+    counter = Counter(monkeypatch)
+    macs = 800 * training_macs(TaskNetwork(small, 10), 64)
+    task = assignment(small, clothes, macs, memory, event=12)
+    learnt = LEARNERS["dynamic"].learn(task)
+    assert learnt.started_from == 7 and loads == [11, 10, 9, 8, 7, 6, 5]
+    assert counter.seen == 8 * 64
+    compared = task.ledger.spent["comparison"]
+    assert 8 * 64 * forward_macs(small, 64) <= compared <= macs / 4
+    # Event 7 is forgotten by event 15, and the pretrained network wins.
+    for event in range(12, 15):
+        memory.keep(event, spoilt)
+    assert (
+        LEARNERS["dynamic"].learn(assignment(small, clothes, macs, memory, event=15)).started_from
+        == PRETRAINED
+    )
+
+
+@pytest.mark.parametrize("images", [2, 10, 40, 100, 400])
+def test_the_comparison_takes_a_quarter_of_the_budget_at_most(small, clothes, memory, images):
+    for event in range(7):
+        memory.keep(event, TaskNetwork(small, 10))
+    macs = images * training_macs(TaskNetwork(small, 10), 64)
+    task = assignment(small, clothes, macs, memory, event=7)
+    learnt = LEARNERS["dynamic"].learn(task)
+    assert task.ledger.spent.get("comparison", 0) <= macs / 4 and task.ledger.total <= macs
+    assert learnt.steps > 0 and (images < 400 or task.ledger.spent["comparison"] > 0)
+    assert learnt.started_from == PRETRAINED  # the others are equal to it: ties go to the pretrained one
+
+
+def test_memory_keeps_what_the_next_event_and_a_repeated_one_need(small, folder):
+    memory = Memory(folder, 0.5, 2, small)
+    network = TaskNetwork(small, 10)
+    for event in range(5):
+        with torch.no_grad():
+            network.body.state_dict()["conv1.weight"].fill_(event)
+        memory.keep(event, network)
+    assert list(memory.events_before(5)) == [4, 3] and list(memory.events_before(4)) == [3, 2]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        f"{event}-0.5.safetensors" for event in (2, 3, 4)
+    ]
+    assert (memory.network_of(3).body.conv1.weight == 3).all()
+    assert list(Memory(folder, 0.5, 2, small).events_before(1)) == [0]
+    nothing = Memory(folder / "none", 0.5, 0, small)
+    nothing.keep(0, network)
+    assert not (folder / "none").exists() and list(nothing.events_before(3)) == []
+
+
+def test_previous_goes_on_from_the_last_body(small, clothes, memory):
+    first = LEARNERS["previous"].learn(assignment(small, clothes, 10**11, memory))
+    assert first.started_from == PRETRAINED
+    memory.keep(0, first.network)
+    task = assignment(small, clothes, 10**10, memory, event=1, seed=9)
+    second = LEARNERS["previous"].learn(task)
+    assert second.started_from == 0
+    start = copy.deepcopy(small)
+    start.body.load_state_dict(first.network.body.state_dict())
+    expected = TaskNetwork(start, 10)
+    fine_tune(expected, clothes.train, Ledger(10**10), rule(0), "fp32", seed=9)
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(weight, second.network.state_dict()[name])
+
+
+def test_probe_finetune_starts_from_the_probe_s_head(small, clothes, monkeypatch):
+    limit = 200 * training_macs(TaskNetwork(small, 10), 64)
+    task = assignment(
+        small,
+        clothes,
+        limit,
+        rule=lambda steps, probed=False: replace(rule(steps, probed), learning_rate=1e-12),
+    )
+    learnt = LEARNERS["probe_finetune"].learn(task)
+    probe = LEARNERS["probe"].learn(assignment(small, clothes, limit // 2))
+    assert learnt.steps > 0 and learnt.recipe.frozen_norms
+    found, expected = (predict(one.network, clothes.test, "fp32") for one in (learnt, probe))
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+    assert task.ledger.spent["probe"] <= limit // 2 and task.ledger.total >= 0.98 * limit
+    # Where not even a probe fits, the head is new and so is the rule.
+    tiny = assignment(small, clothes, 3 * training_macs(TaskNetwork(small, 10), 64) // 2)
+    assert LEARNERS["probe_finetune"].learn(tiny).steps == 0 or "probe" in tiny.ledger.spent
+
+
+# --- search ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trials", [2, 5, 8])
+@pytest.mark.parametrize("images", [30, 600, 4000])
+def test_a_search_is_charged_and_leaves_half_of_the_budget(small, clothes, monkeypatch, trials, images):
+    network = TaskNetwork(small, 10)
+    each, forward = training_macs(network, 64), forward_macs(network, 64)
+    counter = Counter(monkeypatch)
+    ledger = Ledger(images * each)
+    recipe = search(network, clothes, ledger, rule, trials, "fp32", 0, "cpu")
+    assert ledger.total == counter.trained * each + counter.seen * forward <= ledger.limit / 2
+    if images == 30:
+        assert ledger.total == 0 and recipe == rule(0)
+    if images == 4000:
+        assert ledger.total >= 0.4 * ledger.limit
+        runs = {2: 2, 5: 5 + 2, 8: 8 + 4 + 2}[trials]
+        assert counter.seen == runs * 64
+    assert 1e-4 <= recipe.learning_rate <= 1e-1 and 0 <= recipe.label_smoothing <= 0.3
+
+
+def test_a_search_finds_better_than_a_bad_rule_and_repeats_itself(small, clothes):
+    def learn(trials: int) -> Learnt:
+        limit = 1600 * training_macs(TaskNetwork(small, 10), 64)
+        return LEARNERS["independent"].learn(
+            assignment(small, clothes, limit, trials=trials, rule=lambda steps: Recipe(1e6))
+        )
+
+    def error(learnt: Learnt) -> float:
+        return error_of(predict(learnt.network, clothes.test, "fp32"), clothes.test.labels.numpy())
+
+    ruled, searched, again = learn(1), learn(8), learn(8)
+    assert ruled.recipe.learning_rate == 1e6 and searched.recipe == again.recipe
+    assert error(searched) < error(ruled) - 0.2
+    assert error(searched) == error(again)
+
+
+# --- over a stream --------------------------------------------------------------------------------
+
+STREAM = PRUNED | {"backbone": "resnet18half_64", "tasks": [*TASKS, "letters"], "budgets": [0.5, 2]}
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_every_learner_runs_over_a_stream_within_its_budget(learner, tmp_path):
+    records = run_stream(RunSpec(**STREAM | {"learner": learner}), tmp_path)
+    assert (records["note"] == "").all() and (records["total_macs"] <= records["limit_macs"]).all()
+    parts = ["train_macs", "calibration_macs", "comparison_macs", "probe_macs", "search_macs"]
+    assert (records[parts].sum(axis=1) == records["total_macs"]).all()
+    assert (records["steps"].gt(0) == (learner != "probe")).all()
+    assert records["error_test"].between(0, 1).all()
+    assert set(records.loc[records["event"] == 0, "started_from"]) == {"pretrained"}
+    if learner == "previous":
+        assert records["started_from"].tolist() == ["pretrained", "pretrained", "0", "0", "1", "1"]
+    assert not list(tmp_path.glob("*/networks")), "the networks stay behind"
+
+
+@pytest.mark.parametrize("learner", ["previous", "dynamic"])
+def test_a_killed_run_of_a_learner_with_memory_goes_on_to_the_same_records(learner, tmp_path):
+    fields = STREAM | {"learner": learner}
+    undisturbed = run_stream(RunSpec(**fields), tmp_path / "undisturbed")
+    killed_run(fields, tmp_path / "killed")
+    assert_same_records(run_stream(RunSpec(**fields), tmp_path / "killed"), undisturbed)
+
+
+def test_calibration_of_a_network_that_goes_on_is_paid_once(tmp_path):
+    looks = {"criterion": "activation_images", "repair": "least_squares", "calibration_images": 8}
+    records = run_stream(RunSpec(**STREAM | looks | {"learner": "previous", "budgets": [2]}), tmp_path)
+    assert records["calibration_macs"].gt(0).tolist() == [True, False, False]
+    alone = run_stream(RunSpec(**STREAM | looks | {"budgets": [2]}), tmp_path)
+    assert alone["calibration_macs"].gt(0).all()
+
+
+def test_a_search_over_a_stream_is_in_the_records(tmp_path):
+    fields = STREAM | {"learning_rate": None, "trials": 4, "budgets": [8], "tasks": ["mnist"]}
+    records = run_stream(RunSpec(**fields), tmp_path)
+    assert records["search_macs"].gt(0).all() and records["used_weight_decay"].gt(0).all()
+
+
+def test_probe_has_nothing_to_search(tmp_path):
+    with pytest.raises(Exception, match="learner='probe' has no recipe to search: expected trials=1"):
+        RunSpec(**ONE_TASK | {"learner": "probe", "trials": 2, "learning_rate": None})
