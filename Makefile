@@ -11,7 +11,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 BUILD := build/$(PROFILE)
 STAMPS := $(BUILD)/stamps
-DRAWN := 01_what_pruning_removes 02_error_against_compute 03_improvement_over_dense 04_large_or_small
+DRAWN := 01_what_pruning_removes 02_error_against_compute 03_improvement_over_dense 04_large_or_small \
+	07_the_stream 08_learners
 # These two measure for themselves, on any machine, and take minutes.
 ifneq ($(PROFILE),smoke)
 DRAWN += 05_zero_shot_fidelity 06_macs_and_measured_time

@@ -75,14 +75,15 @@ def mean_errors(records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def dense_arm(of_unit: pd.DataFrame) -> str:
-    """The arm of a unit's dense network. Raises UserError where there is none."""
+def dense_arm(of_unit: pd.DataFrame, learner: str = "independent") -> str:
+    """The arm of a unit's dense network with that learner. Raises UserError where there is none."""
     own = of_unit["backbone"] + "@" + of_unit["image_size"].astype(str) == of_unit["unit"]
-    found = of_unit.loc[own & (of_unit["ratio"] == 0), "arm"]
+    alike = of_unit["learner"] == learner
+    found = of_unit.loc[own & alike & (of_unit["ratio"] == 0), "arm"]
     if found.empty:
         raise UserError(
             f"No dense arm among {', '.join(of_unit['arm'].unique())}: expected one of "
-            f"{of_unit['unit'].iloc[0]} with ratio 0."
+            f"{of_unit['unit'].iloc[0]} with ratio 0 and learner {learner}."
         )
     return found.iloc[0]
 
@@ -114,15 +115,15 @@ def points_gained(pruned: np.ndarray, dense: np.ndarray) -> np.ndarray:
 MEASURES = {"accuracy_gain": accuracy_gain, "error_cut": error_cut, "points_gained": points_gained}
 
 
-def improvement_over_dense(records: pd.DataFrame) -> pd.DataFrame:
-    """Improvement of every other arm over its unit's dense arm at the same budget, with 95 % intervals.
+def improvement_over_dense(records: pd.DataFrame, learner: str = "independent") -> pd.DataFrame:
+    """Improvement of every other arm over its unit's dense arm of `learner` at the same budget.
 
-    Columns: unit, arm, budget, and for each of MEASURES its value, `_low` and `_high`. The intervals are
+    Columns: unit, arm, budget, and for each of MEASURES its value, `_low` and `_high`: 95 % intervals
     over tasks, paired: both arms see the same draw.
     """
     rows = []
     for unit, of_unit in records.groupby("unit", sort=False):
-        table, dense = errors_by_task(of_unit), dense_arm(of_unit)
+        table, dense = errors_by_task(of_unit), dense_arm(of_unit, learner)
         for (arm, budget), errors in table.iterrows():
             if arm == dense:
                 continue
@@ -133,3 +134,47 @@ def improvement_over_dense(records: pd.DataFrame) -> pd.DataFrame:
                 row[f"{name}_low"], row[f"{name}_high"] = bootstrap_over_tasks(measure, *pair)
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def learner_names(records: pd.DataFrame) -> pd.Series:
+    """What a row was learnt with: the learner, and that its recipe was searched, if it was."""
+    return records["learner"].where(records["trials"] == 1, records["learner"] + ", searched")
+
+
+def learners_compared(records: pd.DataFrame) -> pd.DataFrame:
+    """Every learner on each network (one a ratio), a row a budget, with 95 % intervals over tasks.
+
+    Columns: ratio, learner, budget, error (mean over tasks), low, high, tera_macs (of the whole stream),
+    and forward_transfer: by how many points the mean error is below that of `independent` on the same network
+    at the same budget, paired over tasks, with `_low` and `_high`.
+    """
+    records = records.assign(learner=learner_names(records))
+    rows = []
+    for ratio, of_ratio in records.groupby("ratio", sort=False):
+        table = errors_by_task(of_ratio.assign(arm=of_ratio["learner"]))
+        spent = of_ratio.groupby(["learner", "budget"])["total_macs"].sum() / of_ratio["seed"].nunique()
+        for (learner, budget), errors in table.iterrows():
+            alone = table.loc[("independent", budget)].to_numpy()
+            pair = errors.to_numpy(), alone
+            low, high = bootstrap_over_tasks(lambda e: e.mean(-1), pair[0])
+            gain_low, gain_high = bootstrap_over_tasks(points_gained, *pair)
+            rows.append({
+                "ratio": ratio, "learner": learner, "budget": budget, "error": errors.mean(), "low": low,
+                "high": high, "tera_macs": spent[(learner, budget)] / 1e12,
+                "forward_transfer": float(points_gained(*pair)), "forward_transfer_low": gain_low,
+                "forward_transfer_high": gain_high,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def along_the_stream(records: pd.DataFrame) -> pd.DataFrame:
+    """After each event of an arm at a budget: the compute spent so far, and the mean error so far.
+
+    Adds the columns cumulative_macs and mean_error_so_far; expects one seed an arm.
+    """
+    ordered = records.sort_values("event", kind="stable")
+    groups = ordered.groupby(["arm", "budget"], sort=False)
+    return ordered.assign(
+        cumulative_macs=groups["total_macs"].cumsum(),
+        mean_error_so_far=groups["error_test"].transform(lambda errors: errors.expanding().mean()),
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from lib.files import atomic_path, write_json
 from lib.paths import FIGURES
@@ -15,7 +15,7 @@ from lib.provenance import provenance
 COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.9  # inches, of a two-column page
 _RATIOS = sns.color_palette("flare", as_cmap=True)  # pruning ratio 0..1, light to dark
 BUDGET = "compute budget (dense epochs of MACs)"
-LEGEND = "share of filters removed, criterion (scope: uniform, or as named) + repair"
+LEGEND = "share of filters removed, criterion (scope: uniform, or as named) + repair; fine-tuned, or as named"
 _MARKERS = {"activation": "o", "l1": "s", "l2": "D", "random": "X", "activation_images": "*"}
 
 
@@ -48,7 +48,15 @@ def save_figure(figure: Figure, name: str, data: pd.DataFrame, profile: str) -> 
 
 def _look(arm: pd.Series) -> dict:
     """Dense is black, another network blue, others coloured by ratio; the marker tells the criterion,
-    hollow is unrepaired, a dotted line a scope that ranks the filters of many sites together."""
+    hollow is unrepaired, a dotted line a scope that ranks the filters of many sites together; a plus on a
+    line of dashes and dots is a probe."""
+    look = _look_of_network(arm)
+    if arm["learner"] == "probe":
+        look |= {"marker": "P", "linestyle": "-."}
+    return look
+
+
+def _look_of_network(arm: pd.Series) -> dict:
     if arm["backbone"] != arm["unit"].split("@")[0]:
         return {"color": "tab:blue", "marker": "^"}
     if arm["ratio"] == 0:
@@ -64,6 +72,11 @@ def _look(arm: pd.Series) -> dict:
 
 
 def _label(arm: pd.Series) -> str:
+    learner = "" if arm["learner"] == "independent" else f", {arm['learner']}"
+    return _label_of_network(arm) + learner
+
+
+def _label_of_network(arm: pd.Series) -> str:
     if arm["ratio"] == 0:
         return "dense" if arm["backbone"] == arm["unit"].split("@")[0] else f"{arm['backbone']}, dense"
     repaired = "" if arm["repair"] == "none" else f" + {arm['repair'].replace('_', ' ')}"
@@ -73,7 +86,7 @@ def _label(arm: pd.Series) -> str:
 
 def _arms(records: pd.DataFrame) -> pd.DataFrame:
     """What tells the arms apart, a row an arm, in the order of the records."""
-    columns = ["unit", "backbone", "ratio", "criterion", "scope", "repair"]
+    columns = ["unit", "backbone", "ratio", "criterion", "scope", "repair", "learner"]
     return records.drop_duplicates("arm").set_index("arm")[columns]
 
 
@@ -189,6 +202,87 @@ def large_or_small(records: pd.DataFrame, means: pd.DataFrame) -> Figure:
     _budget_axis(axes, budgets)
     axes.set_ylabel("test error, mean over tasks\n(95 % interval over tasks)")
     _legend(figure, [axes], columns=2)
+    return figure
+
+
+def learners(table: pd.DataFrame) -> Figure:
+    """Mean test error over tasks against the budget, a panel a ratio and a curve a learner."""
+    ratios = list(table["ratio"].unique())
+    names = list(table["learner"].unique())
+    colours = dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
+    figure, grid = plt.subplots(1, len(ratios), figsize=(PAGE_WIDTH, 3.2), sharey=True, squeeze=False)
+    for axes, ratio in zip(grid[0], ratios, strict=True):
+        for dodge, name in zip(np.geomspace(0.94, 1.06, len(names)), names, strict=True):
+            curve = table[(table["ratio"] == ratio) & (table["learner"] == name)]
+            places, colour = curve["budget"] * dodge, colours[name]
+            axes.plot(places, curve["error"], marker="o", color=colour, label=name)
+            axes.vlines(places, curve["low"], curve["high"], color=colour, linewidth=0.5, alpha=0.5)
+        _budget_axis(axes, np.sort(table["budget"].unique()))
+        axes.set_title("dense" if ratio == 0 else f"{ratio:.0%} of the filters removed")
+    grid[0, 0].set_ylabel("test error, mean over tasks\n(95 % interval over tasks)")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, ncols=len(names), loc="outside lower center")
+    return figure
+
+
+def along_the_stream(table: pd.DataFrame) -> Figure:
+    """Mean test error so far against the compute spent so far, a panel a ratio, a point a task."""
+    ratios = list(table["ratio"].unique())
+    names = list(table["learner"].unique())
+    figure, grid = plt.subplots(1, len(ratios), figsize=(PAGE_WIDTH, 2.8), sharey=True, squeeze=False)
+    for axes, ratio in zip(grid[0], ratios, strict=True):
+        for name, colour in zip(names, sns.color_palette("colorblind", len(names)), strict=True):
+            curve = table[(table["ratio"] == ratio) & (table["learner"] == name)]
+            axes.plot(
+                curve["cumulative_macs"] / 1e12,
+                curve["mean_error_so_far"],
+                marker=".",
+                color=colour,
+                label=name,
+            )
+        axes.set_xlabel("compute spent so far (tera MACs)")
+        axes.set_title("dense" if ratio == 0 else f"{ratio:.0%} of the filters removed")
+    grid[0, 0].set_ylabel("test error, mean so far")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, ncols=len(names), loc="outside lower center")
+    return figure
+
+
+def stream_overview(tasks: pd.DataFrame) -> Figure:
+    """Years, domains and sizes: a row a task, the newest on top (columns name, year, domain, train, test)."""
+    domains = list(tasks["domain"].unique())
+    colours = dict(zip(domains, sns.color_palette("colorblind", len(domains)), strict=True))
+    figure, (years, sizes) = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 2.8), sharey=True)
+    places = np.arange(len(tasks))
+    years.hlines(places, tasks["year"].min() - 1, tasks["year"], color="lightgrey", linewidth=0.8)
+    for domain, of_domain in tasks.assign(place=places).groupby("domain", sort=False):
+        years.scatter(of_domain["year"], of_domain["place"], color=colours[domain], label=domain, zorder=2)
+    years.set_yticks(places, tasks["name"].str.replace("_", " "))
+    years.set_xlabel("year")
+    years.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    sizes.barh(places, tasks["train"], color="0.35", label="training images")
+    sizes.barh(places, tasks["test"], left=tasks["train"], color="0.75", label="test images")
+    sizes.set_xlabel("images")
+    figure.legend(
+        loc="outside lower left", ncols=3, frameon=False, handles=years.get_legend_handles_labels()[0]
+    )
+    sizes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    return figure
+
+
+def contact_sheet(images: dict[str, np.ndarray]) -> Figure:
+    """A row of pictures a task: `images` maps its name to uint8 (N, H, W, 3)."""
+    count = min(len(row) for row in images.values())
+    figure, grid = plt.subplots(
+        len(images), count, figsize=(PAGE_WIDTH, PAGE_WIDTH / count * len(images)), squeeze=False,
+        gridspec_kw={"wspace": 0.05, "hspace": 0.05},
+    )  # fmt: skip
+    for row, (name, pictures) in zip(grid, images.items(), strict=True):
+        for axes, picture in zip(row, pictures, strict=False):
+            axes.imshow(picture)
+            axes.set(xticks=[], yticks=[])
+            sns.despine(ax=axes, left=True, bottom=True)
+        row[0].set_ylabel(name.replace("_", "\n"), rotation=0, ha="right", va="center")
     return figure
 
 

@@ -43,7 +43,7 @@ CHARGED = {  # a record's column -> the ledger's purpose
     "probe_macs": "probe", "search_macs": "search",
 }  # fmt: skip
 
-__all__ = ["RunSpec", "export_records", "run_folder", "run_stream"]
+__all__ = ["RunSpec", "export_records", "run_folder", "run_stream", "saved_predictions"]
 
 
 def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
@@ -87,6 +87,23 @@ def export_records(spec: RunSpec, out: Path | str, file: Path | str) -> None:
     for source, target in (("provenance.json", file.with_suffix(".json")), ("records.parquet", file)):
         with atomic_path(target) as temporary:
             shutil.copyfile(folder / source, temporary)
+
+
+def saved_predictions(spec: RunSpec, out: Path | str) -> dict[tuple[int, float], dict[str, np.ndarray]]:
+    """Logits and labels of dev and test by event and budget, to compute another metric from.
+
+    Keys of each: logits_dev, labels_dev, logits_test, labels_test; the error of a record is
+    `lib.training.error_of` of them. Raises UserError where the run is not complete.
+    """
+    folder = run_folder(spec, out)
+    if not (folder / "records.parquet").exists():
+        raise UserError(f"{folder} holds no complete run of this spec: call run_stream with it first.")
+    records = pd.read_parquet(folder / "records.parquet", columns=["event", "budget"])
+    found = {}
+    for event, budget in records.itertuples(index=False):
+        with np.load(folder / "predictions" / f"{event}-{budget!r}.npz") as arrays:
+            found[event, budget] = dict(arrays)
+    return found
 
 
 def _run_tasks(spec: RunSpec, stream: Stream, folder: Path) -> list[dict]:

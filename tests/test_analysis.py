@@ -27,7 +27,8 @@ def records_of(errors: dict[tuple[str, float], list[float]]) -> pd.DataFrame:
     return pd.DataFrame([
         {"arm": arm, "unit": "net@64", "backbone": "net", "image_size": 64,
          "ratio": 0.0 if arm == "dense" else 0.5, "budget": budget, "event": event,
-         "task": f"task{event}", "error_test": error, "seed": 0, "limit_macs": round(1000 * budget)}
+         "learner": "independent", "trials": 1, "task": f"task{event}", "error_test": error, "seed": 0,
+         "limit_macs": round(1000 * budget), "total_macs": 10 * event + budget}
         for (arm, budget), of_tasks in errors.items()
         for event, error in enumerate(of_tasks)
     ])  # fmt: skip
@@ -119,7 +120,7 @@ def test_arms_that_cannot_be_compared_are_refused(case):
 
 
 def test_records_are_those_of_the_profile_in_its_order(tmp_path, monkeypatch):
-    arms = list(analysis.arms_of("smoke"))
+    arms = list(analysis.arms_of("smoke", "arms"))
     monkeypatch.setattr(analysis, "records_file", lambda _, arm: tmp_path / f"{arm}.parquet")
     for number, arm in enumerate(arms):
         frame = pd.DataFrame({"error_test": [number / 10], "backbone": ["net"], "image_size": [64]})
@@ -130,7 +131,7 @@ def test_records_are_those_of_the_profile_in_its_order(tmp_path, monkeypatch):
 
 
 def test_arms_without_records_are_named(tmp_path, monkeypatch):
-    first, *others = analysis.arms_of("smoke")
+    first, *others = analysis.arms_of("smoke", "arms")
     monkeypatch.setattr(analysis, "records_file", lambda _, arm: tmp_path / f"{arm}.parquet")
     pd.DataFrame({"error_test": [0.1]}).to_parquet(tmp_path / f"{first}.parquet")
     with pytest.raises(UserError, match=", ".join(others)) as error:
@@ -170,3 +171,38 @@ def test_unlimited_table_by_hand():
     table = analysis.unlimited_table(records[records["budget"] == 1.0])
     assert table["error"].to_dict() == {"dense": 0.5, "half": 0.55}
     assert (table["forward (million MACs)"] == 2.5).all()
+
+
+LEARNT = pd.concat([
+    records_of(ERRORS),
+    records_of({("goes on", 0.5): [0.5, 0.1], ("goes on", 1.0): [0.5, 0.6]}).assign(learner="previous"),
+    records_of({("tries", 0.5): [0.9, 0.9], ("tries", 1.0): [0.9, 0.9]}).assign(trials=8, ratio=0.0),
+])  # fmt: skip
+
+
+def test_learners_are_compared_with_independent_on_the_same_network():
+    table = analysis.learners_compared(LEARNT).set_index(["ratio", "learner", "budget"])
+    assert len(table) == 8
+    low = table.loc[(0.5, "previous", 0.5)]
+    assert low["error"] == pytest.approx(0.3) and low["tera_macs"] == pytest.approx(11e-12)
+    assert low["forward_transfer"] == pytest.approx(25)  # points: 0.2 and 0.3
+    assert 20 - 1e-9 <= low["forward_transfer_low"] <= 25 <= low["forward_transfer_high"] <= 30 + 1e-9
+    assert table.loc[(0.5, "previous", 1.0), "forward_transfer"] == pytest.approx(0)
+    assert table.loc[(0.0, "independent, searched", 1.0), "forward_transfer"] == pytest.approx(-40)
+    assert (table.xs("independent", level="learner")["forward_transfer"] == 0).all()
+
+
+def test_compute_and_error_add_up_along_the_stream():
+    table = analysis.along_the_stream(LEARNT.sample(frac=1, random_state=0))
+    last = table[(table["arm"] == "goes on") & (table["event"] == 1)].set_index("budget")
+    assert last["cumulative_macs"].to_dict() == {0.5: 11, 1.0: 12}
+    assert last["mean_error_so_far"].to_dict() == pytest.approx({0.5: 0.3, 1.0: 0.55})
+
+
+def test_dense_is_the_arm_that_learns_alike():
+    probed = LEARNT[LEARNT["trials"] == 1].replace({"arm": {"dense": "probed", "half": "half probed"}})
+    probed = probed[probed["learner"] == "independent"].assign(learner="probe")
+    records = pd.concat([probed, records_of(ERRORS)])
+    assert analysis.dense_arm(records) == "dense" and analysis.dense_arm(records, "probe") == "probed"
+    with pytest.raises(UserError, match="with ratio 0 and learner previous"):
+        analysis.dense_arm(records, "previous")

@@ -23,7 +23,7 @@ from lib.paths import ROOT
 from lib.pruning import plan_pruning
 from lib.pruning.repair import REPAIRS
 from lib.pruning.scores import CRITERIA
-from lib.runs import RunSpec, export_records, run_folder, run_stream
+from lib.runs import RunSpec, export_records, run_folder, run_stream, saved_predictions
 from lib.streams import load_stream
 from lib.training import TaskNetwork, error_of
 
@@ -178,6 +178,19 @@ def test_errors_follow_from_the_saved_predictions(pruned, pruned_out):
         assert row.error_test == pytest.approx(1 - np.mean(arrays["logits_test"].argmax(1) == test))
         assert row.error_dev == error_of(arrays["logits_dev"], arrays["labels_dev"])
         assert len(np.unique(arrays["logits_test"], axis=0)) > 1
+
+
+def test_saved_predictions_are_enough_for_every_error_also_of_tags(tmp_path):
+    spec = RunSpec(**PRUNED | {"tasks": ["clipart_tags", "mnist"], "budgets": [0.5]})
+    with pytest.raises(UserError, match="holds no complete run"):
+        saved_predictions(spec, tmp_path)
+    records = run_stream(spec, tmp_path)
+    saved = saved_predictions(spec, tmp_path)
+    assert list(saved) == list(zip(records["event"], records["budget"], strict=True))
+    for row in records.itertuples():
+        arrays = saved[row.event, row.budget]
+        for part, error in (("dev", row.error_dev), ("test", row.error_test)):
+            assert error_of(arrays[f"logits_{part}"], arrays[f"labels_{part}"]) == error
 
 
 def test_every_task_starts_from_the_pretrained_network(pruned, tmp_path):
