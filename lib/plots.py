@@ -90,7 +90,7 @@ def _arms(records: pd.DataFrame) -> pd.DataFrame:
     return records.drop_duplicates("arm").set_index("arm")[columns]
 
 
-def _legend(figure: Figure, panels: list[plt.Axes], columns: int = 3) -> None:
+def _legend(figure: Figure, panels: list[plt.Axes], columns: int = 3, title: str | None = LEGEND) -> None:
     """One legend of the curves of all panels, below the figure."""
     entries = {}
     for axes in panels:
@@ -98,7 +98,7 @@ def _legend(figure: Figure, panels: list[plt.Axes], columns: int = 3) -> None:
         entries |= {label: handle for handle, label in zip(handles, labels, strict=True)}
     figure.legend(
         entries.values(), entries.keys(), frameon=False, ncols=columns, loc="outside lower center",
-        fontsize=6.5, columnspacing=1, title=LEGEND, title_fontsize=7,
+        fontsize=6.5, columnspacing=1, title=title, title_fontsize=7,
     )  # fmt: skip
 
 
@@ -220,8 +220,7 @@ def learners(table: pd.DataFrame) -> Figure:
         _budget_axis(axes, np.sort(table["budget"].unique()))
         axes.set_title("dense" if ratio == 0 else f"{ratio:.0%} of the filters removed")
     grid[0, 0].set_ylabel("test error, mean over tasks\n(95 % interval over tasks)")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, ncols=len(names), loc="outside lower center")
+    _legend(figure, list(grid[0]), columns=len(names), title=None)
     return figure
 
 
@@ -243,8 +242,7 @@ def along_the_stream(table: pd.DataFrame) -> Figure:
         axes.set_xlabel("compute spent so far (tera MACs)")
         axes.set_title("dense" if ratio == 0 else f"{ratio:.0%} of the filters removed")
     grid[0, 0].set_ylabel("test error, mean so far")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, ncols=len(names), loc="outside lower center")
+    _legend(figure, list(grid[0]), columns=len(names), title=None)
     return figure
 
 

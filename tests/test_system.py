@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
+from lib.learners import LEARNERS
 from lib.paths import ROOT
 from lib.profiles import arms_of
 
@@ -26,6 +27,8 @@ DRAWN = [
     "02_error_against_compute",
     "03_improvement_over_dense",
     "04_large_or_small",
+    "07_the_stream",
+    "08_learners",
 ]
 
 
@@ -102,7 +105,9 @@ def test_figures_come_with_source_data_and_provenance(project):
         assert len(pd.read_csv(folder / f"{name}.csv")) > 2
         assert {"notebook", "commit", "packages"} <= json.loads((folder / f"{name}.json").read_text()).keys()
     gains = pd.read_csv(folder / "03_improvement_over_dense.csv")
-    assert set(gains["arm"]) == set(ARMS) - {"dense"}
+    assert set(gains["arm"]) == set(arms_of("smoke", "arms")) - {"dense"}
+    learners = pd.read_csv(folder / "08_learners.csv")["learner"].unique()
+    assert {*LEARNERS, "independent, searched"} == set(learners)
 
 
 def test_executed_notebooks_are_complete_and_silent(project):
@@ -116,7 +121,7 @@ def test_executed_notebooks_are_complete_and_silent(project):
 
 def test_arms_spend_the_same_compute(project):
     limits = project.records().pivot_table(
-        "limit_macs", ["event", "budget"], ["backbone", "ratio", "criterion"]
+        "limit_macs", ["event", "budget"], ["backbone", "ratio", "criterion", "learner", "trials"]
     )
     assert limits.shape[1] == len(ARMS) and (limits.nunique(axis=1) == 1).all()
 
