@@ -15,7 +15,7 @@ from lib.provenance import provenance
 COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.9  # inches, of a two-column page
 _RATIOS = sns.color_palette("flare", as_cmap=True)  # pruning ratio 0..1, light to dark
 BUDGET = "compute budget (dense epochs of MACs)"
-LEGEND = "share of filters removed, criterion (scope: uniform, or as named) + repair; fine-tuned, or as named"
+LEGEND = "share removed, criterion, scope if not uniform + repair; fine-tuned, or as named"
 _MARKERS = {"activation": "o", "l1": "s", "l2": "D", "random": "X", "activation_images": "*"}
 
 
