@@ -115,7 +115,9 @@ def connect(where: str, workers: int) -> Client:
         )
     configured = dask.config.get(f"jobqueue.{where}")
     wanted = {name: value for name, value in JOB.items() if configured.get(name) is None}
-    cluster = QUEUES[where](python=sys.executable, **wanted)
+    logs = BUILD / "cluster"
+    logs.mkdir(parents=True, exist_ok=True)
+    cluster = QUEUES[where](python=sys.executable, log_directory=str(logs), **wanted)
     cluster.scale(jobs=workers)
     return Client(cluster)
 
