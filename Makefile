@@ -31,7 +31,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup figures rerun test test-slow test-all notebooks pretrain tasks lab lint clean _all_figures _arms
+.PHONY: help setup figures rerun runs setup-cluster test test-slow test-all notebooks pretrain tasks lab lint clean _all_figures _arms
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,6 +70,13 @@ rerun: setup ## measure the records of PROFILE=paper anew, then draw
 	@$(PY) -m lib.profiles stamps "$(PROFILE)"
 	$(run_arms)
 	@$(MAKE) --silent --no-print-directory $(PARALLEL) _all_figures
+
+runs: setup-cluster ## run the arms of PROFILE on CLUSTER: local, a scheduler's address, slurm, pbs, ... (WORKERS=2)
+	@$(PY) -m lib.cluster "$(PROFILE)" "$(or $(CLUSTER),local)" "$(or $(WORKERS),2)"
+
+setup-cluster: setup
+	@$(PY) -c 'import dask_jobqueue, bokeh' 2>/dev/null || \
+		$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[cluster]'
 
 test: setup ## the fast tests, and nbval on the notebooks
 	$(PY) -m pytest -m "not slow"

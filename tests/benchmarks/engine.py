@@ -1,0 +1,183 @@
+"""The engine against the loop that most people write, in one run: `python tests/benchmarks/engine.py`.
+
+Throughput: fine_tune from stored uint8 images, its cropping and normalising included, against the bare step
+on resident random tensors, and against torchvision's transforms on PIL images through a DataLoader with two
+workers in fp32, all on the same threads, as ratios of images a second. Growth: time and peak memory of a run
+over the pocket stream when tasks, images, ratios or budgets double.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+
+import pandas as pd
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from lib.backbones import Backbone, load_backbone
+from lib.compute import Ledger, training_macs
+from lib.cpu import set_up_cpu
+from lib.spec import RunSpec
+from lib.streams import Split, load_stream
+from lib.training import Recipe, TaskNetwork, error_of, fine_tune, predict
+from lib.vision import torchvision
+
+BACKBONES = ["resnet26_64", "efficientnet_lite0"]
+RATE = {"resnet26_64": 1e-3, "efficientnet_lite0": 3e-3}
+RUN = """
+import json, resource, sys, time
+from lib.runs import RunSpec, run_stream
+specs, out = json.loads(sys.argv[1]), sys.argv[2]
+began = time.monotonic()
+for fields in specs:
+    run_stream(RunSpec(**fields), out)
+print(json.dumps([time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+"""
+
+
+class Pictures(Dataset):
+    """PIL images under the transforms that most people write."""
+
+    def __init__(self, split: Split, network: Backbone):
+        transforms = torchvision.transforms
+        self.pictures = [Image.fromarray(image.numpy()) for image in split.images]
+        self.labels = split.labels
+        self.transform = transforms.Compose([
+            transforms.RandomCrop(64, padding=4, padding_mode="edge"), transforms.ToTensor(),
+            transforms.Normalize(network.mean, network.std),
+        ])  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.transform(self.pictures[place]), self.labels[place]
+
+
+def plain_loop(network: TaskNetwork, train: Split, backbone: Backbone, recipe: Recipe, steps: int) -> None:
+    """fp32, the default memory layout, a DataLoader with two workers; the same schedule and steps."""
+    loader = DataLoader(
+        Pictures(train, backbone), recipe.batch_size, shuffle=True, num_workers=2, drop_last=True,
+        persistent_workers=True,
+    )  # fmt: skip
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    warmup = max(1, steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
+    )
+    network.train()
+    done = 0
+    while done < steps:
+        for images, labels in loader:
+            optimizer.zero_grad()
+            loss = criterion(network(images), labels)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            loss.item()  # as progress bars do
+            done += 1
+            if done == steps:
+                break
+
+
+def bare_step(network: TaskNetwork, recipe: Recipe, precision: str, steps: int) -> None:
+    """Forward, backward and update on one resident batch of random tensors."""
+    network.to(memory_format=torch.channels_last).train()
+    images = torch.randn(recipe.batch_size, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (recipe.batch_size,))
+    optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate, fused=True)
+    for _ in range(steps):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = network(images)
+        nn.functional.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def throughput(name: str, batch_size: int, images: int) -> dict:
+    """Images a second of the three ways, and the test error of the two that learn."""
+    backbone = load_backbone(name)
+    precision = RunSpec(backbone=name, ratio=0, budgets=[1]).precision
+    task = next(task for task in load_stream("pocket").tasks if task.name == "fashion_mnist")
+    data = task.read(64)
+    steps = images // batch_size
+    recipe = Recipe(RATE[name], batch_size=batch_size)
+    limit = steps * batch_size * training_macs(TaskNetwork(backbone, 10), 64)
+    rates, errors = {}, {}
+
+    def timed(way: str, train) -> None:
+        network = TaskNetwork(backbone, 10)
+        train(network, 2)  # kernels are compiled, workers' code is read
+        network = TaskNetwork(backbone, 10)
+        began = time.monotonic()
+        train(network, steps)
+        rates[way] = steps * batch_size / (time.monotonic() - began)
+        errors[way] = error_of(predict(network, data.test, precision), data.test.labels.numpy())
+
+    timed("bare", lambda network, count: bare_step(network, recipe, precision, count))
+    timed(
+        "ours",
+        lambda network, count: fine_tune(
+            network, data.train, Ledger(limit * count // steps), recipe, precision, seed=0
+        ),
+    )
+    timed("plain", lambda network, count: plain_loop(network, data.train, backbone, recipe, count))
+    return {
+        "backbone": name, "batch": batch_size, "precision": precision,
+        **{f"{way} images/s": round(rate) for way, rate in rates.items()},
+        "ours/bare": round(rates["ours"] / rates["bare"], 2),
+        "ours/plain": round(rates["ours"] / rates["plain"], 2),
+        "error ours": round(errors["ours"], 3), "error plain": round(errors["plain"], 3),
+    }  # fmt: skip
+
+
+def growth() -> pd.DataFrame:
+    """Time and memory of runs in a process of their own, against the run that is half as large."""
+    base = {
+        "backbone": "resnet18half_64", "ratio": 0.5, "criterion": "activation", "repair": "mean",
+        "budgets": [1.0], "tasks": ["mnist", "letters", "scripts"], "train_images": 300,
+        "evaluation_images": 100,
+    }  # fmt: skip
+    more = {
+        "as it is": [base],
+        "tasks": [base | {"tasks": [*base["tasks"], "emoji", "materials", "fashion_mnist"]}],
+        "images": [base | {"train_images": 600, "evaluation_images": 200}],
+        "ratios": [base, base | {"ratio": 0.25}],
+        "budgets": [base | {"budgets": [1.0, 1.1]}],
+    }
+    rows = []
+    for name, specs in more.items():
+        with tempfile.TemporaryDirectory() as out:
+            command = [sys.executable, "-c", RUN, json.dumps(specs), out]
+            found = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds, megabytes = json.loads(found.stdout)
+        rows.append({"doubled": name, "seconds": round(seconds, 1), "peak MB": round(megabytes)})
+    table = pd.DataFrame(rows)
+    return table.assign(
+        time_ratio=(table["seconds"] / table["seconds"][0]).round(2),
+        memory_ratio=(table["peak MB"] / table["peak MB"][0]).round(2),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--images", type=int, default=2048, help="training images a measurement")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    set_up_cpu(arguments.threads)
+    rows = [throughput(name, batch, arguments.images) for name in BACKBONES for batch in (16, 128)]
+    print(pd.DataFrame(rows).to_string(index=False))
+    print()
+    print(growth().to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
