@@ -133,7 +133,8 @@ def improvement_over_dense(records: pd.DataFrame, learner: str = "independent") 
                 row[name] = float(measure(*pair))
                 row[f"{name}_low"], row[f"{name}_high"] = bootstrap_over_tasks(measure, *pair)
             rows.append(row)
-    return pd.DataFrame(rows)
+    measured = [f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=["unit", "arm", "budget", *measured])
 
 
 def learner_names(records: pd.DataFrame) -> pd.Series:

@@ -206,3 +206,9 @@ def test_dense_is_the_arm_that_learns_alike():
     assert analysis.dense_arm(records) == "dense" and analysis.dense_arm(records, "probe") == "probed"
     with pytest.raises(UserError, match="with ratio 0 and learner previous"):
         analysis.dense_arm(records, "previous")
+
+
+def test_a_dense_arm_alone_has_no_improvement_and_all_columns():
+    records = records_of({key: errors for key, errors in ERRORS.items() if key[0] == "dense"})
+    alone = improvement_over_dense(records)
+    assert alone.empty and list(alone.columns) == list(improvement_over_dense(records_of(ERRORS)).columns)
