@@ -30,13 +30,16 @@ from lib.vision import torchvision
 BACKBONES = ["resnet26_64", "efficientnet_lite0"]
 RATE = {"resnet26_64": 1e-3, "efficientnet_lite0": 3e-3}
 RUN = """
-import json, resource, sys, time
+import json, sys, time
+from pathlib import Path
 from lib.runs import RunSpec, run_stream
 specs, out = json.loads(sys.argv[1]), sys.argv[2]
 began = time.monotonic()
 for fields in specs:
     run_stream(RunSpec(**fields), out)
-print(json.dumps([time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+# getrusage would count what the parent held when it forked.
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(json.dumps([time.monotonic() - began, int(peak.split()[1]) / 1024]))
 """
 
 
