@@ -1,6 +1,8 @@
 """Learners: what they start from, what they pay, heads against scikit-learn, and search within the budget."""
 
 import copy
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import Ridge, RidgeCV
-from test_runs import ONE_TASK, PRUNED, TASKS, assert_same_records, killed_run
+from test_runs import ONE_TASK, PRUNED, TASKS, assert_same_records, killed_run, start_run
 
 from lib.backbones import Backbone, load_backbone
 from lib.compute import Ledger, forward_macs, training_macs
@@ -336,6 +338,25 @@ def test_a_killed_run_of_a_learner_with_memory_goes_on_to_the_same_records(learn
     undisturbed = run_stream(RunSpec(**fields), tmp_path / "undisturbed")
     killed_run(fields, tmp_path / "killed")
     assert_same_records(run_stream(RunSpec(**fields), tmp_path / "killed"), undisturbed)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
+    """Of the learner with most state on disk; a kill lands in reading, training, writing or starting."""
+    fields = STREAM | {"learner": "dynamic", "tasks": None, "budgets": [0.5, 0.75, 1, 1.25, 1.5, 2]}
+    undisturbed = run_stream(RunSpec(**fields), tmp_path / "undisturbed")
+    out, rng = tmp_path / "killed", np.random.default_rng(0)
+    for _ in range(20):
+        begun = len(list(out.glob("*/events/*")))
+        process = start_run(fields, out)
+        # From the first new file on, for as long as two events take.
+        while len(list(out.glob("*/events/*"))) == begun and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 2 * undisturbed["seconds"].mean()))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+    assert_same_records(run_stream(RunSpec(**fields), out), undisturbed)
 
 
 def test_calibration_of_a_network_that_goes_on_is_paid_once(tmp_path):
