@@ -115,6 +115,12 @@ def points_gained(pruned: np.ndarray, dense: np.ndarray) -> np.ndarray:
 MEASURES = {"accuracy_gain": accuracy_gain, "error_cut": error_cut, "points_gained": points_gained}
 
 
+def _with_interval(name: str, measure: Callable[..., np.ndarray], *errors: np.ndarray) -> dict[str, float]:
+    """`measure` of errors (T,) under `name`, and its interval over tasks under `name`_low and `name`_high."""
+    low, high = bootstrap_over_tasks(measure, *errors)
+    return {name: float(measure(*errors)), f"{name}_low": low, f"{name}_high": high}
+
+
 def improvement_over_dense(records: pd.DataFrame, learner: str = "independent") -> pd.DataFrame:
     """Improvement of every other arm over its unit's dense arm of `learner` at the same budget.
 
@@ -130,8 +136,7 @@ def improvement_over_dense(records: pd.DataFrame, learner: str = "independent") 
             pair = errors.to_numpy(), table.loc[(dense, budget)].to_numpy()
             row = {"unit": unit, "arm": arm, "budget": budget}
             for name, measure in MEASURES.items():
-                row[name] = float(measure(*pair))
-                row[f"{name}_low"], row[f"{name}_high"] = bootstrap_over_tasks(measure, *pair)
+                row |= _with_interval(name, measure, *pair)
             rows.append(row)
     measured = [f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=["unit", "arm", "budget", *measured])
@@ -152,18 +157,16 @@ def learners_compared(records: pd.DataFrame) -> pd.DataFrame:
     records = records.assign(learner=learner_names(records))
     rows = []
     for ratio, of_ratio in records.groupby("ratio", sort=False):
-        table = errors_by_task(of_ratio.assign(arm=of_ratio["learner"]))
+        of_ratio = of_ratio.assign(arm=of_ratio["learner"])
+        table = errors_by_task(of_ratio)
         spent = of_ratio.groupby(["learner", "budget"])["total_macs"].sum() / of_ratio["seed"].nunique()
-        for (learner, budget), errors in table.iterrows():
-            alone = table.loc[("independent", budget)].to_numpy()
-            pair = errors.to_numpy(), alone
-            low, high = bootstrap_over_tasks(lambda e: e.mean(-1), pair[0])
-            gain_low, gain_high = bootstrap_over_tasks(points_gained, *pair)
+        for mean in mean_errors(of_ratio).itertuples():
+            pair = (table.loc[(name, mean.budget)].to_numpy() for name in (mean.arm, "independent"))
+            gained = _with_interval("forward_transfer", points_gained, *pair)
             rows.append({
-                "ratio": ratio, "learner": learner, "budget": budget, "error": errors.mean(), "low": low,
-                "high": high, "tera_macs": spent[(learner, budget)] / 1e12,
-                "forward_transfer": float(points_gained(*pair)), "forward_transfer_low": gain_low,
-                "forward_transfer_high": gain_high,
+                "ratio": ratio, "learner": mean.arm, "budget": mean.budget, "error": mean.error,
+                "low": mean.low, "high": mean.high, "tera_macs": spent[(mean.arm, mean.budget)] / 1e12,
+                **gained,
             })  # fmt: skip
     return pd.DataFrame(rows)
 

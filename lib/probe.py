@@ -11,9 +11,8 @@ from lib.compute import forward_macs
 from lib.streams.base import Split
 from lib.training import TaskNetwork, representation
 
-STRENGTHS = torch.logspace(
-    -4, 2, 13, dtype=torch.float64
-)  # of the ridge, in mean eigenvalues of the Gram matrix
+# Of the ridge, in mean eigenvalues of the Gram matrix.
+STRENGTHS = torch.logspace(-4, 2, 13, dtype=torch.float64)
 
 
 def probe_macs(network: Backbone, image_size: int, images: int, num_outputs: int) -> int:
@@ -115,9 +114,8 @@ def _as_logits(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             value = F.cross_entropy(logits, labels)
         else:
             value = F.binary_cross_entropy_with_logits(logits, labels.double())
-        value = (
-            value + 1e-4 * parameters[0].square()
-        )  # finite also where the classes are told apart without error
+        # A scale that stays finite also where the classes are told apart without error.
+        value = value + 1e-4 * parameters[0].square()
         value.backward()
         return value
 

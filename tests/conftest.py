@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import few_images
 
 from lib.backbones import Backbone, load_backbone
-from lib.streams import Split, TaskData, load_stream
+from lib.streams import TaskData
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +27,7 @@ def lite0() -> Backbone:
 @pytest.fixture(scope="session")
 def digits() -> TaskData:
     """A few real images of ten classes."""
-    task = next(task for task in load_stream("pocket").tasks if task.name == "mnist")
-    data = task.read(64)
-    return TaskData(
-        *(Split(part.images[:80], part.labels[:80]) for part in (data.train, data.dev, data.test))
-    )
+    return few_images("mnist", 80, 80, 80)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lib.backbones import RESNETS_64, Backbone, build_resnet_64, list_backbones, load_backbone
+from lib.streams import Split, TaskData, load_stream
 from lib.vision import timm, torchvision
 
 BACKBONES = [*list_backbones(), *(name for name in RESNETS_64 if name not in list_backbones())]
@@ -152,3 +153,10 @@ def assert_same_state(network: nn.Module, state: dict[str, torch.Tensor]) -> Non
     assert now.keys() == state.keys()
     for name, tensor in state.items():
         assert torch.equal(now[name], tensor), name
+
+
+def few_images(name: str, train: int, dev: int, test: int) -> TaskData:
+    """The first images of each part of a task of the pocket stream, at 64 px."""
+    data = next(task for task in load_stream("pocket").tasks if task.name == name).read(64)
+    parts = (data.train, train), (data.dev, dev), (data.test, test)
+    return TaskData(*(Split(part.images[:count], part.labels[:count]) for part, count in parts))

@@ -1,6 +1,7 @@
 """Arms on Dask's workers: the same records as without, whatever dies. Needs the extra `cluster`."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -38,9 +39,15 @@ def project(tmp_path_factory) -> Project:
     return project
 
 
+def forget(project: Project) -> None:
+    """Remove what was run, but not what was ingested."""
+    for name in ("smoke", "runs"):
+        shutil.rmtree(project.root / "build" / name, ignore_errors=True)
+
+
 def with_make(project: Project, jobs: int) -> dict[str, pd.DataFrame]:
     """The arms' records as make runs them, from nothing."""
-    subprocess.run(["rm", "-rf", project.root / "build/smoke", project.root / "build/runs"], check=True)
+    forget(project)
     for command in (
         [".venv/bin/python", "-m", "lib.profiles", "stamps", "smoke"],
         ["make", f"-j{jobs}", "_arms", "PROFILE=smoke"],
@@ -67,7 +74,7 @@ def assert_same(project: Project, expected: dict[str, pd.DataFrame]) -> None:
 @pytest.fixture
 def cluster(project, expected):
     """Starts `python -m lib.cluster smoke ...` with nothing done."""
-    subprocess.run(["rm", "-rf", project.root / "build/smoke", project.root / "build/runs"], check=True)
+    forget(project)
     return lambda *arguments: project.start(sys.executable, "-m", "lib.cluster", "smoke", *arguments)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import few_images
 from sklearn.linear_model import Ridge, RidgeCV
 from test_runs import ONE_TASK, PRUNED, TASKS, assert_same_records, killed_run, start_run
 
@@ -20,7 +21,7 @@ from lib.memory import Memory
 from lib.probe import STRENGTHS, affordable_probe, probe_macs, ridge_head, stratified
 from lib.runs import RunSpec, run_stream
 from lib.search import search
-from lib.streams import Split, TaskData, load_stream
+from lib.streams import Split, TaskData
 from lib.training import Recipe, TaskNetwork, error_of, fine_tune, predict, representation
 
 NEW = {"trials": 1, "precision": "fp32", "seed": 3, "device": "cpu"}
@@ -33,11 +34,7 @@ def small() -> Backbone:
 
 @pytest.fixture(scope="module")
 def clothes() -> TaskData:
-    task = next(task for task in load_stream("pocket").tasks if task.name == "fashion_mnist")
-    data = task.read(64)
-    return TaskData(
-        *(Split(p.images[:n], p.labels[:n]) for p, n in ((data.train, 160), (data.dev, 64), (data.test, 100)))
-    )
+    return few_images("fashion_mnist", 160, 64, 100)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_stream_files import fill, stream_file
 
 from lib.errors import UserError
 from lib.runs import RunSpec, run_stream
@@ -106,13 +107,17 @@ def test_missing_tasks_are_all_listed_with_how_to_get_them():
         assert word in str(error.value)
 
 
+def sizes(parts: dict) -> dict[str, int]:
+    return {part: len(found) for part, found in parts.items()}
+
+
 # --- the cuts -------------------------------------------------------------------------------------
 
 
 def test_parts_are_cut_as_the_benchmark_does():
     shares = {"train": 0.7, "dev": 0.15, "dev_test": 0.15}
     parts = by_count(range(101), shares)
-    assert {part: len(found) for part, found in parts.items()} == {"train": 70, "dev": 15, "dev_test": 16}
+    assert sizes(parts) == {"train": 70, "dev": 15, "dev_test": 16}
     assert sorted(np.concatenate(list(parts.values()))) == list(range(101))
 
     # The benchmark's procedure: parts by name, a draw an image, seed 0.
@@ -228,11 +233,9 @@ def prepare(folder: Path, num_classes: int = 2, multi: bool = False, shards: int
     return folder
 
 
-def stream_file(folder: Path, *sources: str) -> str:
+def stream_of(folder: Path, *sources: str) -> str:
     tasks = "".join(f'  - {{name: task{i}, source: "{s}", year: 2020}}\n' for i, s in enumerate(sources))
-    file = folder / "stream.yaml"
-    file.write_text(f"name: mine\ntasks:\n{tasks}")
-    return str(file)
+    return stream_file(folder, f"name: mine\ntasks:\n{tasks}")
 
 
 def test_records_and_features_are_read_as_written(tmp_path):
@@ -252,7 +255,7 @@ def test_records_and_features_are_read_as_written(tmp_path):
 @pytest.mark.parametrize("multi", [False, True])
 def test_a_prepared_directory_is_read_by_its_format(tmp_path, multi):
     prepare(tmp_path / "nevis" / "MNIST", 3, multi)
-    (task,) = load_stream(stream_file(tmp_path, "nevis:nevis/MNIST")).tasks
+    (task,) = load_stream(stream_of(tmp_path, "nevis:nevis/MNIST")).tasks
     assert (task.kind, task.num_classes) == ("multi-label" if multi else "classification", 3)
     data = task.read(32)
     for place, (part, count) in enumerate(list(PARTS.items())[:4]):
@@ -317,7 +320,7 @@ def test_a_damaged_shard_is_named(tmp_path, damage, message):
     folder = prepare(tmp_path / "damaged")
     damage(folder / "dev" / "data-00001-of-00002")
     with pytest.raises(UserError, match=message) as error:
-        load_stream(stream_file(tmp_path, "nevis:damaged")).tasks[0].read(32)
+        load_stream(stream_of(tmp_path, "nevis:damaged")).tasks[0].read(32)
     assert "damaged/dev" in str(error.value)
 
 
@@ -325,19 +328,19 @@ def test_an_image_that_is_none_counts_as_unreadable(tmp_path):
     folder = prepare(tmp_path / "mine")
     shard = folder / "train" / "data-00000-of-00002"
     shard.write_bytes(shard.read_bytes() + record(example(b"no image", [0])))
-    assert len(load_stream(stream_file(tmp_path, "nevis:mine")).tasks[0].read(32).train) == 8
+    assert len(load_stream(stream_of(tmp_path, "nevis:mine")).tasks[0].read(32).train) == 8
 
 
 def test_an_unfinished_or_empty_directory_is_refused(tmp_path):
     folder = prepare(tmp_path / "mine")
     (folder / "status").write_text("not_ready")
     with pytest.raises(UserError, match="was not prepared to its end"):
-        load_stream(stream_file(tmp_path, "nevis:mine"))
+        load_stream(stream_of(tmp_path, "nevis:mine"))
     (folder / "metadata").unlink()
     with pytest.raises(UserError, match="has no file metadata"):
-        load_stream(stream_file(tmp_path, "nevis:mine"))
+        load_stream(stream_of(tmp_path, "nevis:mine"))
     with pytest.raises(UserError, match="expected a prepared directory at"):
-        load_stream(stream_file(tmp_path, "nevis:elsewhere"))
+        load_stream(stream_of(tmp_path, "nevis:elsewhere"))
 
 
 class _Calls:
@@ -364,7 +367,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path, call):
         pickled = pickle.dumps({"num_classes": calls[call]}, protocol=protocol)
         (folder / "metadata").write_bytes(base64.encodebytes(pickled))
         with pytest.raises(UserError, match="nothing of it was run"):
-            load_stream(stream_file(tmp_path, "nevis:mine"))
+            load_stream(stream_of(tmp_path, "nevis:mine"))
     assert not target.exists() and "this" not in sys.modules
 
 
@@ -376,7 +379,7 @@ def test_metadata_that_is_none_is_refused(tmp_path, content):
     folder = prepare(tmp_path / "mine")
     (folder / "metadata").write_bytes(content)
     with pytest.raises(UserError, match="cannot be read"):
-        load_stream(stream_file(tmp_path, "nevis:mine"))
+        load_stream(stream_of(tmp_path, "nevis:mine"))
 
 
 def test_the_metadata_of_the_test_names_the_benchmark_s_classes():
@@ -407,7 +410,7 @@ def mnist(root: Path, train: int = 40, test: int = 10) -> None:
 
 def test_torchvision_s_parts_labels_and_content(tmp_path):
     mnist(tmp_path / "datasets" / "torchvision")
-    (task,) = load_stream(stream_file(tmp_path, "torchvision:MNIST")).tasks
+    (task,) = load_stream(stream_of(tmp_path, "torchvision:MNIST")).tasks
     data = task.read(32)
     assert [len(getattr(data, part)) for part in ("train", "dev", "dev_test", "test")] == [28, 6, 6, 10]
     for split in (data.train, data.dev, data.dev_test, data.test):
@@ -439,34 +442,17 @@ def voc(root: Path, year: str, sets: dict[str, int]) -> None:
 def test_pascal_is_multi_label_and_cut_as_the_benchmark_does(tmp_path):
     voc(tmp_path, "2012", {"train": 10, "val": 10})
     parts = TorchvisionSource("VOC2012", tmp_path).parts()
-    assert {part: len(found) for part, found in parts.items()} == {
-        "train": 8,
-        "dev": 2,
-        "dev_test": 5,
-        "test": 5,
-    }
+    assert sizes(parts) == {"train": 8, "dev": 2, "dev_test": 5, "test": 5}
     assert {example.label for found in parts.values() for example in found} == {(11, 14)}
     voc(tmp_path, "2007", {"train": 10, "val": 5, "test": 3})
     parts = TorchvisionSource("VOC2007", tmp_path).parts()
-    assert {part: len(found) for part, found in parts.items()} == {
-        "train": 8,
-        "dev": 2,
-        "dev_test": 5,
-        "test": 3,
-    }
-
-
-def image_folders(root: Path, classes: int, count: int) -> None:
-    for label in range(classes):
-        (root / f"{label:03d}").mkdir(parents=True)
-        for number in range(count):
-            Image.new("RGB", (9, 9), (label, 0, 0)).save(root / f"{label:03d}" / f"{number:04d}.jpg")
+    assert sizes(parts) == {"train": 8, "dev": 2, "dev_test": 5, "test": 3}
 
 
 def test_a_set_without_parts_is_cut_whole(tmp_path):
-    image_folders(tmp_path / "eurosat" / "2750", 10, 10)
+    fill(tmp_path / "eurosat", {"2750": 10}, [f"{label:03d}" for label in range(10)])
     parts = TorchvisionSource("EuroSAT", tmp_path).parts()
-    assert {part: len(found) for part, found in parts.items()} == {
+    assert sizes(parts) == {
         "train": 56, "dev": 12, "dev_test": 12, "test": 20,
     }  # fmt: skip
 
@@ -481,7 +467,7 @@ def test_every_loader_takes_its_arguments_and_says_what_is_missing(tmp_path, nam
 
 def test_an_unknown_set_is_refused(tmp_path):
     with pytest.raises(UserError, match="torchvision:MINST is unknown: expected one of Caltech101"):
-        load_stream(stream_file(tmp_path, "torchvision:MINST"))
+        load_stream(stream_of(tmp_path, "torchvision:MINST"))
 
 
 # --- from stream.yaml to records ------------------------------------------------------------------
@@ -497,7 +483,7 @@ def unpacked_fashion(root: Path) -> None:
 
 def test_a_prepared_directory_runs_from_its_stream_file_to_records(tmp_path):
     prepare(tmp_path / "mine")
-    spec = RunSpec(**NETWORK, stream=stream_file(tmp_path, "nevis:mine"), budgets=[2], learning_rate=0.001)
+    spec = RunSpec(**NETWORK, stream=stream_of(tmp_path, "nevis:mine"), budgets=[2], learning_rate=0.001)
     records = run_stream(spec, tmp_path / "runs")
     assert records["steps"].tolist() == [2] and records["error_test"].between(0, 1).all()
 
@@ -509,7 +495,7 @@ def test_fashion_mnist_runs_through_torchvision_from_debian_s_files_to_records(t
     )
     unpacked_fashion(tmp_path / "datasets" / "torchvision")
     spec = RunSpec(
-        **NETWORK, stream=stream_file(tmp_path, "torchvision:FashionMNIST"), budgets=[0.5, 1],
+        **NETWORK, stream=stream_of(tmp_path, "torchvision:FashionMNIST"), budgets=[0.5, 1],
         train_images=1500, evaluation_images=500, learning_rate=0.003,
     )  # fmt: skip
     records = run_stream(spec, tmp_path / "runs")
