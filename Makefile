@@ -31,7 +31,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup figures rerun runs setup-cluster test test-slow test-all notebooks pretrain tasks lab lint clean _all_figures _arms
+.PHONY: help setup figures rerun runs setup-cluster test test-slow test-all notebooks pretrain tune tasks lab lint clean _all_figures _arms
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -98,6 +98,9 @@ pretrain: setup ## pretrain the residual networks from scratch (ARCHIVE=path/to/
 		printf '{"archive": "%s", "network": "%s"}' "$(abspath $(ARCHIVE))" $$network > build/pretraining/$$network.parameters.json && \
 		$(PY) -m lib.execute notebooks/pretrain.ipynb build/pretraining/$$network.ipynb build/pretraining/$$network.parameters.json || exit 1; \
 	done
+
+tune: setup ## measure the precision that BACKBONES (default: all) train fastest in on DEVICE (default: cpu)
+	@$(PY) -m lib.tune_precision "$(or $(DEVICE),cpu)" $(BACKBONES)
 
 tasks: setup ## list the tasks of STREAM (default: pocket; or the path of a stream.yaml), here or not
 	@$(PY) -m lib.streams "$(or $(STREAM),pocket)"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lib.errors import UserError
-from lib.profiles import arms_of, records_file
+from lib.profiles import arms_of, records_file, replicate
 
 RESAMPLES = 4000
 
@@ -18,8 +18,8 @@ RESAMPLES = 4000
 def load_records(profile: str, group: str = "arms") -> pd.DataFrame:
     """The records of the arms of a profile's group with a column `arm`, in the profile's order.
 
-    A column `unit` names the dense network and resolution that the budget is counted in. Raises UserError
-    naming the arms that have not been run.
+    The seeds of an arm have its name. A column `unit` names the dense network and resolution that the budget
+    is counted in. Raises UserError naming the arms that have not been run.
     """
     files = {arm: records_file(profile, arm) for arm in arms_of(profile, group)}
     missing = [arm for arm, file in files.items() if not file.exists()]
@@ -31,21 +31,26 @@ def load_records(profile: str, group: str = "arms") -> pd.DataFrame:
     records = pd.concat(
         [pd.read_parquet(file).assign(arm=arm) for arm, file in files.items()], ignore_index=True
     )
+    if "seed" in records:
+        for seed in records["seed"].unique():
+            records["arm"] = records["arm"].str.removesuffix(replicate("", seed))
     own = records["backbone"] + "@" + records["image_size"].astype(str)
     return records.assign(unit=records["reference"].fillna(own))
 
 
-def errors_by_task(records: pd.DataFrame) -> pd.DataFrame:
-    """Test error of the arms of one unit, rows (arm, budget), columns tasks; the mean over seeds.
+def errors_by_seed(records: pd.DataFrame) -> pd.DataFrame:
+    """Test error of the arms of one unit, rows (arm, budget), columns (event, seed).
 
-    All of them spend the same compute at the same budget, so a column compares at matched
-    compute. Raises UserError where an arm lacks a task or budget that another has.
+    All of them spend the same compute at the same budget, so a column compares at matched compute. A seed
+    that an arm was not run with is NaN. Raises UserError where a seed of an arm lacks a task or budget that
+    another has.
     """
     tasks_differ = (records.groupby("event")["task"].nunique() > 1).any()
     compute_differs = (records.groupby(["event", "budget"])["limit_macs"].nunique() > 1).any()
-    table = records.pivot_table("error_test", ["arm", "budget"], "event", sort=False)
-    complete = len(table) == records["arm"].nunique() * records["budget"].nunique()
-    if tasks_differ or compute_differs or not complete or table.isna().any().any():
+    runs = records[["arm", "seed"]].drop_duplicates()
+    whole = len(runs) * records["budget"].nunique() * records["event"].nunique()
+    table = records.pivot_table("error_test", ["arm", "budget"], ["event", "seed"], sort=False)
+    if tasks_differ or compute_differs or table.count().sum() != whole:
         raise UserError(
             "The arms' records do not compare: expected the same tasks, budgets and compute for all of "
             "them. Run `make figures` again."
@@ -53,26 +58,46 @@ def errors_by_task(records: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def bootstrap_over_tasks(statistic: Callable[..., np.ndarray], *errors: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of `statistic` over tasks drawn with replacement.
+def seeds_in_common(table: pd.DataFrame, *rows: tuple[str, float]) -> list[np.ndarray]:
+    """The errors (T, S) of rows of `errors_by_seed`, with the seeds that all of them were run with.
 
-    Each of `errors` holds one error a task (T,); the same draw of tasks is used for all of them.
-    `statistic` maps arrays (R, T) to (R,).
+    Raises UserError where they have none in common.
     """
-    draws = np.random.default_rng(0).integers(len(errors[0]), size=(RESAMPLES, len(errors[0])))
-    low, high = np.percentile(statistic(*(error[draws] for error in errors)), [2.5, 97.5])
+    chosen = table.loc[list(rows)].dropna(axis=1)
+    if chosen.empty:
+        raise UserError(
+            f"{' and '.join(arm for arm, _ in rows)} have no seed in common: expected one. Run the profile's "
+            "arms again."
+        )
+    tasks = chosen.columns.get_level_values("event").nunique()
+    ordered = chosen.sort_index(axis=1)
+    return [errors.to_numpy().reshape(tasks, -1) for _, errors in ordered.iterrows()]
+
+
+def bootstrap(statistic: Callable[..., np.ndarray], *errors: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of `statistic` over tasks drawn with replacement, and seeds within each.
+
+    Each of `errors` holds one error a task and seed (T, S); the same draw is used for all of them.
+    `statistic` maps arrays (R, T), the means over the drawn seeds, to (R,).
+    """
+    generator = np.random.default_rng(0)
+    tasks, seeds = errors[0].shape
+    drawn = generator.integers(tasks, size=(RESAMPLES, tasks, 1))
+    within = generator.integers(seeds, size=(RESAMPLES, tasks, seeds))
+    low, high = np.percentile(statistic(*(error[drawn, within].mean(-1) for error in errors)), [2.5, 97.5])
     return float(low), float(high)
 
 
 def mean_errors(records: pd.DataFrame) -> pd.DataFrame:
-    """Mean test error over tasks of every arm at every budget, with its interval over tasks."""
+    """Mean test error over tasks and seeds of every arm at every budget, with its interval over both."""
     rows = []
     for unit, of_unit in records.groupby("unit", sort=False):
-        for (arm, budget), errors in errors_by_task(of_unit).iterrows():
-            low, high = bootstrap_over_tasks(lambda e: e.mean(-1), errors.to_numpy())
-            row = {"unit": unit, "arm": arm, "budget": budget, "error": errors.mean()}
-            rows.append({**row, "low": low, "high": high})
-    return pd.DataFrame(rows)
+        table = errors_by_seed(of_unit)
+        for arm, budget in table.index:
+            row = {"unit": unit, "arm": arm, "budget": budget}
+            (errors,) = seeds_in_common(table, (arm, budget))
+            rows.append(row | _with_interval("error", lambda drawn: drawn.mean(-1), errors))
+    return pd.DataFrame(rows).rename(columns={"error_low": "low", "error_high": "high"})
 
 
 def dense_arm(of_unit: pd.DataFrame, learner: str = "independent") -> str:
@@ -116,24 +141,28 @@ MEASURES = {"accuracy_gain": accuracy_gain, "error_cut": error_cut, "points_gain
 
 
 def _with_interval(name: str, measure: Callable[..., np.ndarray], *errors: np.ndarray) -> dict[str, float]:
-    """`measure` of errors (T,) under `name`, and its interval over tasks under `name`_low and `name`_high."""
-    low, high = bootstrap_over_tasks(measure, *errors)
-    return {name: float(measure(*errors)), f"{name}_low": low, f"{name}_high": high}
+    """`measure` of errors (T, S) under `name`, and its interval under `name`_low and `name`_high."""
+    low, high = bootstrap(measure, *errors)
+    return {
+        name: float(measure(*(error.mean(1) for error in errors))),
+        f"{name}_low": low,
+        f"{name}_high": high,
+    }
 
 
 def improvement_over_dense(records: pd.DataFrame, learner: str = "independent") -> pd.DataFrame:
     """Improvement of every other arm over its unit's dense arm of `learner` at the same budget.
 
-    Columns: unit, arm, budget, and for each of MEASURES its value, `_low` and `_high`: 95 % intervals
-    over tasks, paired: both arms see the same draw.
+    Columns: unit, arm, budget, and for each of MEASURES its value, `_low` and `_high`: 95 % intervals over
+    tasks and seeds, paired: both arms see the same draw of the seeds that both were run with.
     """
     rows = []
     for unit, of_unit in records.groupby("unit", sort=False):
-        table, dense = errors_by_task(of_unit), dense_arm(of_unit, learner)
-        for (arm, budget), errors in table.iterrows():
+        table, dense = errors_by_seed(of_unit), dense_arm(of_unit, learner)
+        for arm, budget in table.index:
             if arm == dense:
                 continue
-            pair = errors.to_numpy(), table.loc[(dense, budget)].to_numpy()
+            pair = seeds_in_common(table, (arm, budget), (dense, budget))
             row = {"unit": unit, "arm": arm, "budget": budget}
             for name, measure in MEASURES.items():
                 row |= _with_interval(name, measure, *pair)
@@ -148,20 +177,22 @@ def learner_names(records: pd.DataFrame) -> pd.Series:
 
 
 def learners_compared(records: pd.DataFrame) -> pd.DataFrame:
-    """Every learner on each network (one a ratio), a row a budget, with 95 % intervals over tasks.
+    """Every learner on each network (one a ratio), a row a budget, with 95 % intervals over tasks and seeds.
 
     Columns: ratio, learner, budget, error (mean over tasks), low, high, tera_macs (of the whole stream),
     and forward_transfer: by how many points the mean error is below that of `independent` on the same network
-    at the same budget, paired over tasks, with `_low` and `_high`.
+    at the same budget, paired, with `_low` and `_high`.
     """
     records = records.assign(learner=learner_names(records))
     rows = []
     for ratio, of_ratio in records.groupby("ratio", sort=False):
         of_ratio = of_ratio.assign(arm=of_ratio["learner"])
-        table = errors_by_task(of_ratio)
-        spent = of_ratio.groupby(["learner", "budget"])["total_macs"].sum() / of_ratio["seed"].nunique()
+        table = errors_by_seed(of_ratio)
+        spent = (
+            of_ratio.groupby(["learner", "budget", "event"])["total_macs"].mean().groupby(level=[0, 1]).sum()
+        )
         for mean in mean_errors(of_ratio).itertuples():
-            pair = (table.loc[(name, mean.budget)].to_numpy() for name in (mean.arm, "independent"))
+            pair = seeds_in_common(table, (mean.arm, mean.budget), ("independent", mean.budget))
             gained = _with_interval("forward_transfer", points_gained, *pair)
             rows.append({
                 "ratio": ratio, "learner": mean.arm, "budget": mean.budget, "error": mean.error,

@@ -2,32 +2,17 @@
 
 import os
 import sys
-import time
 
 import torch
 
 from lib.backbones import load_backbone
-from lib.compute import Ledger, forward_macs, training_macs
+from lib.compute import forward_macs, training_macs
 from lib.errors import exit_with_one_sentence
 from lib.profiles import arms_of, is_done
-from lib.runs import RunSpec, capped, chosen_tasks
-from lib.streams import Split, load_stream
-from lib.training import Recipe, TaskNetwork, fine_tune
-
-TIMED_IMAGES = 256
-
-
-def macs_per_second(spec: RunSpec) -> float:
-    """How fast one thread trains the arm's dense backbone here: a few steps, timed."""
-    torch.set_num_threads(1)
-    network = TaskNetwork(load_backbone(spec.backbone, pretrained=False), 10)
-    side = spec.image_size
-    images = Split(torch.zeros(64, side, side, 3, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64))
-    each = training_macs(network, side)
-    for count in (64, TIMED_IMAGES):  # the first round compiles kernels
-        started = time.monotonic()
-        fine_tune(network, images, Ledger(count * each), Recipe(1e-4), spec.precision, seed=0)
-    return TIMED_IMAGES * each / (time.monotonic() - started)
+from lib.runs import RunSpec, capped, chosen_tasks, trained_epochs
+from lib.speed import images_per_second
+from lib.streams import load_stream
+from lib.training import TaskNetwork
 
 
 def seconds_of(spec: RunSpec, rate: float) -> float:
@@ -37,7 +22,7 @@ def seconds_of(spec: RunSpec, rate: float) -> float:
     total = 0
     for task in chosen_tasks(load_stream(spec.stream, spec.missing), spec).tasks:
         data = capped(task.read(spec.image_size), spec)
-        total += sum(spec.budgets) * len(data.train) * train
+        total += sum(trained_epochs(spec)) * len(data.train) * train
         total += len(spec.budgets) * (len(data.dev) + len(data.test)) * forward
     return total / rate
 
@@ -45,9 +30,13 @@ def seconds_of(spec: RunSpec, rate: float) -> float:
 def main(profile: str, jobs: int) -> None:
     arms = arms_of(profile)
     pending = {name: RunSpec(**fields) for name, fields in arms.items() if not is_done(profile, name)}
-    rates = {spec.backbone: 0.0 for spec in pending.values()}
+    torch.set_num_threads(1)
+    rates = {}  # MACs a second
     for spec in pending.values():
-        rates[spec.backbone] = rates[spec.backbone] or macs_per_second(spec)
+        if spec.backbone not in rates:
+            backbone = load_backbone(spec.backbone, pretrained=False)
+            rates[spec.backbone] = images_per_second(backbone, spec.precision, spec.image_size)
+            rates[spec.backbone] *= training_macs(TaskNetwork(backbone, 10), spec.image_size)
     side_by_side = max(1, min(jobs, os.cpu_count() or 1, len(pending)))
     minutes = sum(seconds_of(spec, rates[spec.backbone]) for spec in pending.values()) / side_by_side / 60
     print(

@@ -1,7 +1,7 @@
 """How a stream is learnt. Every learner gets a task, a budget, and the pretrained, pruned network."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib.backbones import Backbone
+from lib.checkpoints import Checkpoints
 from lib.compute import Ledger, forward_macs
 from lib.memory import Memory
 from lib.probe import affordable_probe, probe_macs, probed, stratified
-from lib.search import Rule, search
+from lib.search import search
 from lib.streams.base import TaskData
 from lib.training import Diverged, Recipe, TaskNetwork, error_of, fine_tune, representation
 
@@ -31,7 +32,8 @@ class Assignment:
     data: TaskData
     num_classes: int
     ledger: Ledger
-    rule: Rule
+    checkpoints: Checkpoints
+    rule: Callable[..., Recipe]  # of what is not searched; `probed=` says that the head was solved before
     trials: int
     precision: str
     seed: int
@@ -58,11 +60,15 @@ class Learnt:
 
 @dataclass(frozen=True)
 class Learner:
-    """A way to learn, and how many of the last tasks' networks it looks at."""
+    """A way to learn, how many of the last tasks' networks it looks at, and whether it fine-tunes."""
 
     learn: Callable[[Assignment], Learnt]
     remembers: int
     fine_tunes: bool
+
+    def shares(self, trials: int) -> bool:
+        """Whether all budgets of a task start alike, and so share the trunk of their trainings."""
+        return self.fine_tunes and self.remembers == 0 and trials == 1
 
 
 LEARNERS: dict[str, Learner] = {}
@@ -129,40 +135,45 @@ def dynamic(task: Assignment) -> Learnt:
 @learner("probe", fine_tunes=False)
 def probe(task: Assignment) -> Learnt:
     """A linear head on the frozen network, on all training images, or as many as the budget pays for."""
-    return Learnt(_probed(task, task.ledger.left))
+    network, _ = _probed(task, task.ledger.left)
+    return Learnt(network)
 
 
 @learner("probe_finetune")
 def probe_finetune(task: Assignment) -> Learnt:
     """The head of `probe` first, for at most half of the budget, then everything (Kumar et al., 2022)."""
-    network = _probed(task, task.ledger.left // 2)
-    solved = bool(network.head.weight.any())
-    return _fine_tuned(task, network, rule=partial(task.rule, probed=solved))
+    network, images = _probed(task, task.ledger.left // 2)
+    checkpoints = task.checkpoints.under(f"head of {images}")  # budgets share what follows on the same head
+    return _fine_tuned(
+        replace(task, checkpoints=checkpoints), network, rule=partial(task.rule, probed=images > 0)
+    )
 
 
-def _probed(task: Assignment, macs: int) -> TaskNetwork:
-    """The starting network under a solved head, or under one of zeros where `macs` do not pay for any."""
-    sizes = task.start, task.image_size
-    images = affordable_probe(*sizes, len(task.data.train), task.num_classes, macs)
+def _probed(task: Assignment, macs: int) -> tuple[TaskNetwork, int]:
+    """The starting network under a head solved on so many images, or of zeros where `macs` pay for none."""
+    forward = forward_macs(task.start, task.image_size)
+    sizes = forward, task.start.feature_dim, task.num_classes
+    images = affordable_probe(*sizes, len(task.data.train), macs)
     if images == 0:
-        return TaskNetwork(task.start, task.num_classes)
-    task.ledger.charge("probe", probe_macs(*sizes, images, task.num_classes))
+        return TaskNetwork(task.start, task.num_classes), 0
+    task.ledger.charge("probe", probe_macs(*sizes, images))
     chosen = stratified(task.data.train, images)
-    return probed(task.start, chosen, task.num_classes, task.precision, task.device)
+    return probed(task.start, chosen, task.num_classes, task.precision, task.device), images
 
 
 def _fine_tuned(
-    task: Assignment, network: TaskNetwork, started_from: int | str = PRETRAINED, rule: Rule | None = None
-) -> Learnt:
+    task: Assignment, network: TaskNetwork, started_from: int | str = PRETRAINED,
+    rule: Callable[..., Recipe] | None = None,
+) -> Learnt:  # fmt: skip
     """Search a recipe where trials are asked for, then train with all that is left."""
     how = task.precision, task.seed, task.device
-    recipe = search(network, task.data, task.ledger, rule or task.rule, task.trials, *how)
+    recipe, note = search(network, task.data, task.ledger, (rule or task.rule)(), task.trials, *how)
     try:
-        steps = fine_tune(network, task.data.train, task.ledger, recipe, *how)
+        steps = fine_tune(network, task.data.train, task.ledger, recipe, *how, task.checkpoints)
     except Diverged as error:
         untrained = TaskNetwork(task.start, task.num_classes)
         return Learnt(untrained, error.steps, recipe, started_from, note=str(error))
-    return Learnt(network, steps, recipe if steps else None, started_from)
+    return Learnt(network, steps, recipe if steps else None, started_from, note)
 
 
 def neighbours_error(features: Tensor, labels: Tensor, num_classes: int) -> float:

@@ -1,14 +1,14 @@
-"""The learning rate of a run that searches none: a committed rule in network, ratio and steps.
+"""The learning rate of a run that searches none: a committed rule in network and ratio.
 
-log10(rate) = base + slope_steps * log10(steps / 30) + slope_ratio * ratio, held within the range that was
-searched. A task that took part in the fit gets the rule that was fitted on the *other* tasks (dev images,
-never test), so no task has a hand in its own learning rate; any other task gets the rule of all of them.
+log10(rate) = base + slope_ratio * ratio, held within the range that was searched. It does not depend on the
+budget, so all budgets of a task share the trunk of their trainings. A task that took part in the fit gets the
+rule that was fitted on the *other* tasks (dev images, never test), so no task has a hand in its own learning
+rate; any other task gets the rule of all of them.
 A head that was solved before training has rules of its own: what it goes by must move far less.
 `python -m lib.tune` makes lib/data/learning_rate.json.
 """
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from functools import cache
 
@@ -22,18 +22,16 @@ HEADS = {False: "new head", True: "probed head"}  # the table's two parts
 
 @dataclass(frozen=True)
 class Rule:
-    """log10 of the learning rate, linear in log10(steps / 30) and in the ratio; and whose errors made it."""
+    """log10 of the learning rate, linear in the ratio; and whose errors made it."""
 
     base: float
-    slope_steps: float
     slope_ratio: float
     low: float
     high: float
     fitted_on: tuple[str, ...]
 
-    def __call__(self, ratio: float, steps: int) -> float:
-        exponent = self.base + self.slope_steps * math.log10(max(steps, 1) / 30) + self.slope_ratio * ratio
-        return min(max(10**exponent, self.low), self.high)
+    def __call__(self, ratio: float) -> float:
+        return min(max(10 ** (self.base + self.slope_ratio * ratio), self.low), self.high)
 
 
 @cache
@@ -42,10 +40,8 @@ def _table(probed: bool) -> dict[str, dict[str, Rule]]:
     return {name: {task: Rule(**rule) for task, rule in rules.items()} for name, rules in stored.items()}
 
 
-def learning_rate(
-    backbone: str, ratio: float, steps: int, task: str = ALL_TASKS, probed: bool = False
-) -> float:
-    """The rule's learning rate for a backbone pruned by `ratio` and trained for `steps` on `task`.
+def learning_rate(backbone: str, ratio: float, task: str = ALL_TASKS, probed: bool = False) -> float:
+    """The rule's learning rate for a backbone pruned by `ratio` and trained on `task`.
 
     `probed` says that the head was solved before. Raises UserError for a backbone without a rule.
     """
@@ -57,7 +53,7 @@ def learning_rate(
             f"`python -m lib.tune {backbone}{' probe_finetune' if probed else ''}`."
         )
     rules = table[backbone]
-    return rules.get(task, rules[ALL_TASKS])(ratio, steps)
+    return rules.get(task, rules[ALL_TASKS])(ratio)
 
 
 def as_json(rules: dict[str, Rule]) -> dict[str, dict]:

@@ -3,10 +3,10 @@
 import copy
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from lib.backbones import Backbone
-from lib.files import atomic_path
+from lib.tensors import save_tensors
 from lib.training import TaskNetwork
 
 
@@ -33,9 +33,7 @@ class Memory:
         """Store a network's body, and drop what no later event looks at."""
         if self.most == 0:
             return
-        state = {name: value.cpu().contiguous() for name, value in network.body.state_dict().items()}
-        with atomic_path(self._file(event)) as temporary:
-            save_file(state, temporary)
+        save_tensors(network.body.state_dict(), self._file(event))
         # One more than the next event needs: a run that is killed now learns this event again.
         self._file(event - self.most - 1).unlink(missing_ok=True)
 

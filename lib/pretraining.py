@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -25,6 +24,7 @@ from lib.cpu import set_up_cpu
 from lib.errors import UserError
 from lib.files import atomic_path, write_json
 from lib.provenance import provenance
+from lib.tensors import save_tensors
 
 
 class PretrainSpec(BaseModel):
@@ -147,13 +147,12 @@ def rate_at(spec: PretrainSpec, progress: float) -> float:
 def save_weights(network: Backbone, path: Path, steps_done: int, spec: PretrainSpec) -> None:
     """fp16 safetensors of a network's state dict, with the spec and the steps done in its metadata."""
     halves = {
-        key: value.detach().cpu().half().contiguous()
+        key: value.detach().half()
         for key, value in network.state_dict().items()
         if not key.endswith("num_batches_tracked")
     }
     metadata = {"spec": spec.model_dump_json(), "steps_done": str(steps_done)}
-    with atomic_path(path) as temporary:
-        save_file(halves, temporary, metadata=metadata)
+    save_tensors(halves, path, metadata)
 
 
 def pretrain(

@@ -1,13 +1,14 @@
 """A head on a frozen representation in closed form: ridge regression, its strength by leaving one out."""
 
-from dataclasses import dataclass
+from bisect import bisect_right
+from functools import partial
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lib.backbones import Backbone
-from lib.compute import forward_macs
 from lib.streams.base import Split
 from lib.training import TaskNetwork, representation
 
@@ -15,60 +16,47 @@ from lib.training import TaskNetwork, representation
 STRENGTHS = torch.logspace(-4, 2, 13, dtype=torch.float64)
 
 
-def probe_macs(network: Backbone, image_size: int, images: int, num_outputs: int) -> int:
-    """MACs of the representation of `images` images and of solving the head on it."""
-    wide, small = max(images, network.feature_dim), min(images, network.feature_dim)
+def probe_macs(forward: int, feature_dim: int, num_outputs: int, images: int) -> int:
+    """MACs of the representation of `images` images, at `forward` each, and of solving the head on it."""
+    wide, small = max(images, feature_dim), min(images, feature_dim)
     # The Gram matrix, its eigenvectors (9 n^3 FLOPs: Golub and Van Loan, Matrix Computations), two
     # projections, and a scoring of every strength.
     solve = wide * small**2 + 9 * small**3 // 2
-    solve += (2 * network.feature_dim + len(STRENGTHS) * images) * small * num_outputs
-    return images * forward_macs(network, image_size) + solve
+    solve += (2 * feature_dim + len(STRENGTHS) * images) * small * num_outputs
+    return images * forward + solve
 
 
-def affordable_probe(network: Backbone, image_size: int, most: int, num_outputs: int, macs: int) -> int:
+def affordable_probe(forward: int, feature_dim: int, num_outputs: int, most: int, macs: int) -> int:
     """The largest number of images, `most` or fewer, whose probe `macs` pay for; 0 below two."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = probe_macs(network, image_size, middle, num_outputs) <= macs
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return low if low >= 2 else 0
+    cost = partial(probe_macs, forward, feature_dim, num_outputs)
+    affordable = bisect_right(range(most + 1), macs, key=cost) - 1
+    return affordable if affordable >= 2 else 0
 
 
 def stratified(split: Split, count: int) -> Split:
     """`count` images, as equally many a class as there are; of a multi-label split the first ones."""
     if split.labels.ndim > 1 or count >= len(split):
         return Split(split.images[:count], split.labels[:count])
-    seen: dict[int, int] = {}
-    ranks = []
-    for label in split.labels.tolist():
-        seen[label] = seen.get(label, -1) + 1
-        ranks.append(seen[label])
-    chosen = torch.tensor(ranks).argsort(stable=True)[:count].sort().values
+    ranks = pd.Series(split.labels.numpy()).groupby(split.labels.numpy()).cumcount()
+    chosen = torch.tensor(ranks.argsort(kind="stable")[:count].sort_values().to_numpy())
     return Split(split.images[chosen], split.labels[chosen])
-
-
-@dataclass(frozen=True)
-class Head:
-    """A linear head: weight (C, D) and bias (C,), float32."""
-
-    weight: Tensor
-    bias: Tensor
 
 
 def probed(network: Backbone, split: Split, num_outputs: int, precision: str, device: str) -> TaskNetwork:
     """`network`, its weights as they are, under a head that was solved on all of `split`."""
     result = TaskNetwork(network, num_outputs)
     features = representation(network, split, precision, device)
-    head = ridge_head(features, split.labels, num_outputs)
+    weight, bias = ridge_head(features, split.labels, num_outputs)
     with torch.no_grad():
-        result.head.weight.copy_(head.weight)
-        result.head.bias.copy_(head.bias)
+        result.head.weight.copy_(weight)
+        result.head.bias.copy_(bias)
     return result
 
 
-def ridge_head(features: Tensor, labels: Tensor, num_outputs: int) -> Head:
+def ridge_head(features: Tensor, labels: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
     """The head of least squared error on features (N, D), scaled so that its outputs are logits.
+
+    Weight (C, D) and bias (C,), float32.
 
     `labels` are classes (N,) or tags (N, C). The strength of the ridge has the smallest squared error of
     leaving one image out, which is exact here (Allen, 1974); scale and offset of the logits have the
@@ -99,7 +87,7 @@ def ridge_head(features: Tensor, labels: Tensor, num_outputs: int) -> Head:
     weight = (x.T @ (left @ (projected / (values + strength)[:, None]))).T
     scale, offset = _as_logits(left_out, labels)
     bias = scale * (mean_y - weight @ mean_x) + offset
-    return Head((scale * weight).float(), bias.float())
+    return (scale * weight).float(), bias.float()
 
 
 def _as_logits(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,8 @@ PROFILES = ROOT / "notebooks" / "profiles.toml"
 def arms_of(profile: str, group: str | None = None) -> dict[str, dict]:
     """The fields of each arm's RunSpec by the arm's name, in order: of all groups, or of one.
 
-    A profile has the groups of the one that it extends, and its own. Raises UserError if unknown.
+    A profile has the groups of the one that it extends, and its own. What `seeds` lists is run with more
+    seeds, under the names that `replicate` gives. Raises UserError if the profile is unknown.
     """
     profiles = tomllib.loads(PROFILES.read_text())
     if profile not in profiles:
@@ -31,9 +32,17 @@ def arms_of(profile: str, group: str | None = None) -> dict[str, dict]:
     common = {**(profiles[base]["common"] if base else {}), **tables.get("common", {})}
     arms = arms_of(base, group) if base else {}
     for name, table in tables.items():
-        if name not in ("common", "extends") and group in (None, name):
+        if name not in ("common", "extends", "seeds") and group in (None, name):
             arms |= {arm: {**common, **fields} for arm, fields in table.items()}
+    for arm, seeds in tables.get("seeds", {}).items():
+        if arm in arms:
+            arms |= {replicate(arm, seed): {**arms[arm], "seed": seed} for seed in seeds}
     return arms
+
+
+def replicate(arm: str, seed: int) -> str:
+    """The name of an arm that is run with another seed than its own."""
+    return f"{arm}-seed{seed}"
 
 
 def records_file(profile: str, arm: str) -> Path:

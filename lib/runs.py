@@ -4,16 +4,16 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from lib.backbones import Backbone, load_backbone
+from lib.backbones import load_backbone
+from lib.checkpoints import Checkpoints
 from lib.compute import Ledger, forward_macs, training_macs
 from lib.cpu import set_up_cpu
 from lib.errors import UserError
@@ -23,25 +23,24 @@ from lib.learning_rate import learning_rate
 from lib.memory import Memory
 from lib.progress import report
 from lib.provenance import provenance
-from lib.pruning import plan_pruning
-from lib.pruning.repair import REPAIRS
-from lib.pruning.scores import CRITERIA
 from lib.spec import RunSpec
 from lib.stamps import training_hash
+from lib.starts import Start, Starts
 from lib.streams import Split, Stream, Task, TaskData, load_stream
 from lib.training import (
+    STABLE,
     Recipe,
     TaskNetwork,
     error_of,
-    normalised,
     predict,
 )
 
 MEASURED = ("dev", "test")  # the parts whose error a record reports
 CHARGED = {  # a record's column -> the ledger's purpose
     "train_macs": "training", "calibration_macs": "calibration", "comparison_macs": "comparison",
-    "probe_macs": "probe", "search_macs": "search",
+    "probe_macs": "probe", "search_macs": "search", "validation_macs": "validation",
 }  # fmt: skip
+_UNFINISHED = "events", "networks", "trainings"  # folders of a run that is not complete
 
 __all__ = ["RunSpec", "export_records", "run_folder", "run_stream", "saved_predictions"]
 
@@ -54,7 +53,7 @@ def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
     """
     set_up_cpu(spec.threads)
     stream = chosen_tasks(load_stream(spec.stream, spec.missing), spec)
-    folder = run_folder(spec, out)
+    folder = Path(out) / spec.key(stream.content)
     with _alone_in(folder):
         code = training_hash(spec.backbone)
         _start_over_if_code_changed(folder, code)
@@ -63,7 +62,8 @@ def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
             return pd.read_parquet(complete)
         write_json(folder / "spec.json", spec.model_dump())
         started = time.monotonic()
-        rows = _run_tasks(spec, stream, folder)
+        with _enough_memory():
+            rows = _run_tasks(spec, stream, folder)
         records = pd.DataFrame(rows).assign(left_out=", ".join(stream.left_out))
         write_json(
             folder / "provenance.json",
@@ -71,8 +71,8 @@ def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
         )
         with atomic_path(complete) as temporary:
             records.to_parquet(temporary, index=False)
-        shutil.rmtree(folder / "events")
-        shutil.rmtree(folder / "networks", ignore_errors=True)
+        for name in _UNFINISHED:
+            shutil.rmtree(folder / name, ignore_errors=True)
     return records
 
 
@@ -111,13 +111,14 @@ def _run_tasks(spec: RunSpec, stream: Stream, folder: Path) -> list[dict]:
         raise UserError(f"device={spec.device} is not here: this torch sees no GPU. Use device='cpu'.")
     torch.manual_seed(spec.seed)
     dense = load_backbone(spec.backbone, spec.pretrained)
-    starts = _Starts(spec, dense, lambda event: capped(stream.tasks[event].read(spec.image_size), spec))
+    starts = Starts(spec, dense, lambda event: capped(stream.tasks[event].read(spec.image_size), spec))
     unit_network, unit_size = dense, spec.image_size
     if spec.reference is not None:
         name, size = spec.reference.split("@")
         unit_network, unit_size = load_backbone(name, pretrained=False), int(size)
     rows = []
-    remaining = _Remaining(len(stream.tasks), spec.budgets)
+    shares = LEARNERS[spec.learner].shares(spec.trials)
+    remaining = _Remaining(len(stream.tasks), dict(zip(spec.budgets, trained_epochs(spec), strict=True)))
     for event, task in enumerate(stream.tasks):
         data = None
         dense_epoch_macs = training_macs(TaskNetwork(unit_network, task.num_classes), unit_size)
@@ -128,8 +129,12 @@ def _run_tasks(spec: RunSpec, stream: Stream, folder: Path) -> list[dict]:
                 limit = round(budget * len(data.train) * dense_epoch_macs)
                 start = starts.for_task(event)
                 memory = Memory(folder / "networks", budget, LEARNERS[spec.learner].remembers, start.network)
-                row = _run_event(spec, start, memory, task, event, data, budget, limit, folder)
+                training = folder / "trainings" / (str(event) if shares else f"{event}-{budget!r}")
+                checkpoints = Checkpoints(training, shared=shares and budget < spec.budgets[-1])
+                row = _run_event(spec, start, memory, task, event, data, budget, limit, checkpoints, folder)
                 write_json(done, row)
+                if not checkpoints.shared:
+                    checkpoints.clear()
                 remaining.spent(row["seconds"], budget)
             rows.append(json.loads(done.read_text()))
             report(
@@ -139,73 +144,41 @@ def _run_tasks(spec: RunSpec, stream: Stream, folder: Path) -> list[dict]:
     return rows
 
 
-@dataclass(frozen=True)
-class _Start:
-    """The network that a task starts from, and the MACs that pruning it took."""
-
-    network: Backbone
-    calibration_macs: int
-
-
-class _Starts:
-    """The pruned network: one for the stream, or one a task where pruning looks at the task's images.
-
-    A learner that goes on from earlier tasks' networks keeps the first task's, whose structure they have, and
-    is charged for it once; every other learner pays at each task, as if the task were alone.
-    """
-
-    def __init__(self, spec: RunSpec, dense: Backbone, read: Callable[[int], TaskData]):
-        self.spec, self.dense, self.read = spec, dense, read
-        looks = CRITERIA[spec.criterion].needs_images or REPAIRS[spec.repair].needs == "images"
-        self.goes_on = LEARNERS[spec.learner].remembers > 0
-        self.one_a_task = looks and spec.ratio > 0 and not self.goes_on
-        self.event, self.start = None, None
-
-    def for_task(self, event: int) -> _Start:
-        """Where to start task `event` from. Calibrates on a task's first training images, unlabelled."""
-        looked_at = event if self.one_a_task else 0
-        if self.event != looked_at:
-            self.event, self.start = looked_at, self._planned(looked_at)
-        charged = event == looked_at or not self.goes_on
-        return self.start if charged else _Start(self.start.network, 0)
-
-    def _planned(self, event: int) -> _Start:
-        images = self.read(event).train.images[: self.spec.calibration_images].permute(0, 3, 1, 2)
-        plan = plan_pruning(
-            self.dense, self.spec.ratio, self.spec.criterion, self.spec.scope, self.spec.granularity,
-            self.spec.repair, self.spec.round_to, normalised(images, self.dense), self.spec.seed,
-            image_size=self.spec.image_size,
-        )  # fmt: skip
-        network = plan.apply(self.dense) if self.spec.ratio > 0 else self.dense
-        return _Start(network, plan.calibration_macs)
+def trained_epochs(spec: RunSpec) -> list[float]:
+    """Of each budget, the dense epochs that are trained, and not shared with the budget before."""
+    if not LEARNERS[spec.learner].shares(spec.trials):
+        return spec.budgets
+    before = [0.0, *spec.budgets]
+    return [budget - STABLE * smaller for budget, smaller in zip(spec.budgets, before, strict=False)]
 
 
 class _Remaining:
-    """How long an arm still takes, from what its dense epochs took so far."""
+    """How long an arm still takes, from what the dense epochs trained so far took."""
 
-    def __init__(self, tasks: int, budgets: list[float]):
-        self.tasks, self.budgets = tasks, budgets
+    def __init__(self, tasks: int, epochs_of: dict[float, float]):
+        self.tasks, self.epochs_of = tasks, epochs_of
         self.seconds = self.epochs = 0.0
 
     def spent(self, seconds: float, budget: float) -> None:
         self.seconds += seconds
-        self.epochs += budget
+        self.epochs += self.epochs_of[budget]
 
     def after(self, event: int, budget: float) -> str:
         """The minutes left once `budget` of task `event` is done, as a phrase."""
-        left = (self.tasks - event - 1) * sum(self.budgets) + sum(b for b in self.budgets if b > budget)
+        left = (self.tasks - event - 1) * sum(self.epochs_of.values())
+        left += sum(epochs for other, epochs in self.epochs_of.items() if other > budget)
         if not self.epochs:
             return "was done before"
         return f"about {left * self.seconds / self.epochs / 60:.1f} min left"
 
 
 def _run_event(
-    spec: RunSpec, start: _Start, memory: Memory, task: Task, event: int, data: TaskData, budget: float,
-    limit: int, folder: Path,
+    spec: RunSpec, start: Start, memory: Memory, task: Task, event: int, data: TaskData, budget: float,
+    limit: int, checkpoints: Checkpoints, folder: Path,
 ) -> dict:  # fmt: skip
     """Learn one task within `limit` MACs, save its predictions, and return its record."""
     began = time.monotonic()
-    learnt, ledger, note = _learnt(spec, start, memory, task, event, data, limit)
+    learnt, ledger, note = _learnt(spec, start, memory, task, event, data, limit, checkpoints)
     memory.keep(event, learnt.network)
     logits = {
         part: predict(learnt.network, getattr(data, part), spec.precision, spec.device) for part in MEASURED
@@ -227,6 +200,8 @@ def _run_event(
         "used_weight_decay": recipe.weight_decay if recipe else np.nan,
         **{column: ledger.spent.get(purpose, 0) for column, purpose in CHARGED.items()},
         "total_macs": ledger.total, "limit_macs": limit,
+        # As Nevis'22 counts: 2 FLOPs a MAC, and no validation.
+        "nevis_flops": 2 * (ledger.total - ledger.spent.get("validation", 0)),
         "forward_macs": forward_macs(start.network, spec.image_size),
         "params": sum(p.numel() for p in start.network.body.parameters()),
         "error_dev": error_of(logits["dev"], labels["dev"]),
@@ -236,8 +211,9 @@ def _run_event(
 
 
 def _learnt(
-    spec: RunSpec, start: _Start, memory: Memory, task: Task, event: int, data: TaskData, limit: int
-) -> tuple[Learnt, Ledger, str]:
+    spec: RunSpec, start: Start, memory: Memory, task: Task, event: int, data: TaskData, limit: int,
+    checkpoints: Checkpoints,
+) -> tuple[Learnt, Ledger, str]:  # fmt: skip
     """What the spec's learner makes of a task, what that took, and a note where it could make nothing."""
     untrained = Learnt(TaskNetwork(start.network, task.num_classes))
     if limit < start.calibration_macs:
@@ -245,14 +221,14 @@ def _learnt(
     ledger = Ledger(limit)
     ledger.charge("calibration", start.calibration_macs)
 
-    def rule(steps: int, probed: bool = False) -> Recipe:
-        rate = spec.learning_rate or learning_rate(spec.backbone, spec.ratio, steps, task.name, probed)
+    def rule(probed: bool = False) -> Recipe:
+        rate = spec.learning_rate or learning_rate(spec.backbone, spec.ratio, task.name, probed)
         return Recipe(rate, frozen_norms=probed)
 
     assignment = Assignment(
         # The same order of images and the same crops for every arm of a seed: paired comparisons.
-        event, start.network, memory, data, task.num_classes, ledger, rule, spec.trials, spec.precision,
-        seed=spec.seed * 1000 + event, device=spec.device,
+        event, start.network, memory, data, task.num_classes, ledger, checkpoints, rule, spec.trials,
+        spec.precision, seed=spec.seed * 1000 + event, device=spec.device,
     )  # fmt: skip
     learnt = LEARNERS[spec.learner].learn(assignment)
     if ledger.total == start.calibration_macs:
@@ -301,11 +277,27 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Raise UserError, one sentence, when the machine's or the GPU's memory is not enough for the block."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
+        if not ran_out:
+            raise
+        raise UserError(
+            "Out of memory: expected room for the network, its gradients and the task's images. Every "
+            "finished task and budget is kept. Close other programs, or lower image_size or the jobs side by "
+            "side, and run again."
+        ) from error
+
+
 def _start_over_if_code_changed(folder: Path, code: str) -> None:
     """Drop what older training code computed: it is not what this code would compute."""
     stamp = folder / "training_hash"
     if not stamp.exists() or stamp.read_text() != code:
-        for name in ("events", "predictions", "networks"):
+        for name in ("predictions", *_UNFINISHED):
             shutil.rmtree(folder / name, ignore_errors=True)
         (folder / "records.parquet").unlink(missing_ok=True)
         with atomic_path(stamp) as temporary:

@@ -5,7 +5,6 @@ what is used; where the budget is too small for all trials, fewer are tried, and
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 
 import optuna
@@ -16,10 +15,8 @@ from lib.training import (
     Diverged,
     Recipe,
     TaskNetwork,
-    affordable_images,
     error_of,
     fine_tune,
-    plan_batches,
     predict,
 )
 
@@ -32,20 +29,18 @@ SPACE = {
     "weight_decay": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True),
 }
 
-# steps -> what is used where nothing is searched; `probed=` says that the head was solved before
-Rule = Callable[..., Recipe]
-
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def search(
-    network: TaskNetwork, data: TaskData, ledger: Ledger, rule: Rule, trials: int, precision: str, seed: int,
-    device: str,
-) -> Recipe:  # fmt: skip
+    network: TaskNetwork, data: TaskData, ledger: Ledger, ruled: Recipe, trials: int, precision: str,
+    seed: int, device: str,
+) -> tuple[Recipe, str]:  # fmt: skip
     """The recipe for training `network` with what is left in the ledger, which is charged for the search.
 
-    The rule's recipe is the first of the trials. Each rung trains the recipes that are left from `network`
-    anew, for twice as long as the rung before, and keeps the better half by the error on dev images.
+    `ruled` is the first of the trials. Each rung trains the recipes that are left from `network` anew, for
+    twice as long as the rung before, and keeps the better half by the error on dev images. A trial that
+    diverges is over and counts as all wrong; the note beside the recipe says how many did.
     """
     image_size = data.train.images.shape[1]
     each = training_macs(network, image_size)
@@ -56,22 +51,23 @@ def search(
         LEAST_STEPS * Recipe.batch_size
     ):
         trials //= 2
-    rest = ledger.left - (searched if trials > 1 else 0)
-    ruled = rule(len(plan_batches(affordable_images(rest, each), Recipe.batch_size)))
     if trials == 1:
-        return ruled
+        return ruled, ""
+    diverged = 0
 
     def error(recipe: Recipe, limit: int) -> float:
+        nonlocal diverged
         spent = Ledger(limit - validation)
         trained = copy.deepcopy(network)
         try:
             fine_tune(trained, data.train, spent, recipe, precision, seed, device)
-            logits = predict(trained, dev, precision, device)
         except Diverged:
+            diverged += 1
             return 1.0
         finally:
-            ledger.charge("search", spent.total + validation)
-        return error_of(logits, dev.labels.numpy())
+            ledger.charge("search", spent.total)
+        ledger.charge("validation", validation)
+        return error_of(predict(trained, dev, precision, device), dev.labels.numpy())
 
     per_rung = searched // _rungs(trials)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
@@ -86,7 +82,7 @@ def search(
         scored = sorted(scored, key=lambda pair: pair[0])[: len(scored) // 2]
         if len(scored) > 1:
             scored = [(error(recipe, per_rung // len(scored)), recipe) for _, recipe in scored]
-    return scored[0][1]
+    return scored[0][1], f"{diverged} trials of the search diverged" if diverged else ""
 
 
 def _rungs(trials: int) -> int:

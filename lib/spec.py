@@ -38,7 +38,7 @@ class RunSpec(BaseModel):
     trials: int = Field(1, ge=1, le=64)  # of a search of the recipe, on each task; 1: the rule's
     image_size: int = Field(64, ge=SIZES[0], le=SIZES[1])
     reference: str | None = None  # "network@pixels" that sets the unit; the run's own, dense, when None
-    precision: str | None = Field(None, pattern="^(fp32|bf16)$")  # None: the committed table's
+    precision: str | None = Field(None, pattern="^(fp32|bf16)( compiled)?$")  # None: the table's
     threads: int = Field(1, ge=1)
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     pretrained: bool = True

@@ -10,9 +10,9 @@ from lib.paths import ROOT
 
 # What can change a trained number. Plotting, analysis and the notebooks that draw are not among it.
 _TRAINING = (
-    "lib/backbones.py", "lib/compute.py", "lib/cpu.py", "lib/learners.py", "lib/learning_rate.py",
-    "lib/memory.py", "lib/probe.py", "lib/pruning", "lib/runs.py", "lib/search.py", "lib/spec.py",
-    "lib/streams", "lib/training.py", "lib/vision.py",
+    "lib/backbones.py", "lib/checkpoints.py", "lib/compute.py", "lib/cpu.py", "lib/learners.py",
+    "lib/learning_rate.py", "lib/memory.py", "lib/probe.py", "lib/pruning", "lib/runs.py", "lib/search.py",
+    "lib/spec.py", "lib/starts.py", "lib/streams", "lib/training.py", "lib/vision.py",
 )  # fmt: skip
 _NOT_TRAINING = ("lib/streams/build_pocket.py", "lib/streams/pocket_sources")
 _TABLES = ("learning_rate.json", "precision.json")

@@ -160,3 +160,19 @@ def few_images(name: str, train: int, dev: int, test: int) -> TaskData:
     data = next(task for task in load_stream("pocket").tasks if task.name == name).read(64)
     parts = (data.train, train), (data.dev, dev), (data.test, test)
     return TaskData(*(Split(part.images[:count], part.labels[:count]) for part, count in parts))
+
+
+class Counter:
+    """Images that go through a network and its copies, forward alone and in training, at the first layer."""
+
+    def __init__(self, monkeypatch):
+        self.trained = self.seen = 0
+        forward = torch.nn.Conv2d.forward
+
+        def counted(layer, inputs):
+            if layer.in_channels == 3 and inputs.device.type != "meta":
+                self.trained += len(inputs) if torch.is_grad_enabled() else 0
+                self.seen += 0 if torch.is_grad_enabled() else len(inputs)
+            return forward(layer, inputs)
+
+        monkeypatch.setattr(torch.nn.Conv2d, "forward", counted)

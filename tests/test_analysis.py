@@ -6,11 +6,12 @@ import pytest
 
 from lib import analysis
 from lib.analysis import (
-    bootstrap_over_tasks,
-    errors_by_task,
+    bootstrap,
+    errors_by_seed,
     improvement_over_dense,
     load_records,
     mean_errors,
+    seeds_in_common,
 )
 from lib.errors import UserError
 
@@ -67,13 +68,13 @@ def test_interval_is_a_point_when_all_tasks_are_equal():
 def test_bootstrap_is_paired():
     """Tasks differ much, arms by the same ten points everywhere: a paired interval has no width."""
     dense = np.linspace(0.2, 0.9, 8)
-    low, high = bootstrap_over_tasks(analysis.points_gained, dense - 0.1, dense)
+    low, high = bootstrap(analysis.points_gained, dense[:, None] - 0.1, dense[:, None])
     assert (low, high) == (pytest.approx(10), pytest.approx(10))
 
 
 def test_interval_of_a_mean_is_that_of_the_normal_approximation():
     errors = np.random.default_rng(1).uniform(0, 1, 200)
-    low, high = bootstrap_over_tasks(lambda drawn: drawn.mean(-1), errors)
+    low, high = bootstrap(lambda drawn: drawn.mean(-1), errors[:, None])
     half = 1.96 * errors.std() / np.sqrt(200)
     assert (low, high) == pytest.approx((errors.mean() - half, errors.mean() + half), abs=0.1 * half)
 
@@ -87,13 +88,44 @@ def test_mean_errors_by_hand():
     assert means.to_dict() == pytest.approx({key: np.mean(errors) for key, errors in ERRORS.items()})
 
 
-def test_seeds_are_averaged_first():
-    second = records_of({key: [error + 0.1 for error in errors] for key, errors in ERRORS.items()}).assign(
-        seed=1
-    )
-    both = pd.concat([records_of(ERRORS), second])
-    for key, errors in ERRORS.items():
-        assert errors_by_task(both).loc[key].tolist() == pytest.approx([error + 0.05 for error in errors])
+def with_seeds(seeds: dict[str, int]) -> pd.DataFrame:
+    """Each arm with so many seeds, each of them a tenth above the one before."""
+    copies = [
+        records_of({key: [error + seed / 10 for error in errors] for key, errors in ERRORS.items()}).assign(
+            seed=seed
+        )
+        for seed in range(max(seeds.values()))
+    ]
+    records = pd.concat(copies)
+    return records[records["seed"] < records["arm"].map(seeds)]
+
+
+def test_an_arm_s_mean_is_over_its_own_seeds():
+    means = mean_errors(with_seeds({"dense": 3, "half": 1})).set_index(["arm", "budget"])["error"]
+    assert means[("dense", 0.5)] == pytest.approx(0.8) and means[("half", 0.5)] == pytest.approx(0.55)
+
+
+def test_arms_are_compared_over_the_seeds_that_both_have():
+    records = with_seeds({"dense": 3, "half": 2})
+    dense, half = seeds_in_common(errors_by_seed(records), ("dense", 1.0), ("half", 1.0))
+    np.testing.assert_allclose(dense, [[0.5, 0.6], [0.5, 0.6]])
+    np.testing.assert_allclose(half, [[0.6, 0.7], [0.5, 0.6]])
+    row = improvement_over_dense(with_seeds({"dense": 3, "half": 1})).iloc[0]
+    assert row["points_gained"] == pytest.approx(15)
+    apart = pd.concat([records_of(ERRORS)[:4], records_of(ERRORS)[4:].assign(seed=1)])
+    with pytest.raises(UserError, match="half and dense have no seed in common"):
+        improvement_over_dense(apart)
+
+
+def test_the_interval_is_over_tasks_and_over_seeds_within_them():
+    """As wide as the two parts of the variance of a mean together, for many tasks and seeds."""
+    rng = np.random.default_rng(0)
+    tasks, seeds = rng.normal(0, 1, (300, 1)), rng.normal(0, 2, (300, 4))
+    errors = tasks + seeds
+    low, high = bootstrap(lambda drawn: drawn.mean(-1), errors)
+    # What draws of tasks alone vary by, and the seeds' own variance a second time, of four draws each.
+    expected = np.sqrt((errors.mean(1).var() + errors.var(1).mean() / 4) / 300)
+    assert high - low == pytest.approx(2 * 1.96 * expected, rel=0.08)
 
 
 def without(arm: str, budget: float, event: int | None = None) -> pd.DataFrame:
@@ -109,6 +141,7 @@ RAGGED = {
     "no budget in common": records_of({("dense", 1.0): [0.5, 0.5], ("half", 0.5): [0.7, 0.4]}),
     "no dense arm": records_of({key: errors for key, errors in ERRORS.items() if key[0] != "dense"}),
     "other compute": records_of(ERRORS).assign(limit_macs=range(8)),
+    "a task of one seed lacking": with_seeds({"dense": 2, "half": 2})[:-1],
     "other tasks": records_of(ERRORS).assign(task=[f"task{row}" for row in range(8)]),
 }
 

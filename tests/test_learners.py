@@ -1,26 +1,29 @@
 """Learners: what they start from, what they pay, heads against scikit-learn, and search within the budget."""
 
 import copy
+import re
 import signal
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import few_images
+from helpers import Counter, few_images
 from sklearn.linear_model import Ridge, RidgeCV
 from test_runs import ONE_TASK, PRUNED, TASKS, assert_same_records, killed_run, start_run
 
 from lib.backbones import Backbone, load_backbone
+from lib.checkpoints import Checkpoints
 from lib.compute import Ledger, forward_macs, training_macs
 from lib.learners import LEARNERS, PRETRAINED, Assignment, Learnt, neighbours_error
 from lib.memory import Memory
 from lib.probe import STRENGTHS, affordable_probe, probe_macs, ridge_head, stratified
-from lib.runs import RunSpec, run_stream
-from lib.search import search
+from lib.runs import CHARGED, RunSpec, run_stream
+from lib.search import SPACE, search
 from lib.streams import Split, TaskData
 from lib.training import Recipe, TaskNetwork, error_of, fine_tune, predict, representation
 
@@ -42,7 +45,7 @@ def features(small, clothes) -> torch.Tensor:
     return representation(small, clothes.train, "fp32")
 
 
-def rule(steps: int, probed: bool = False) -> Recipe:
+def rule(probed: bool = False) -> Recipe:
     return Recipe(1e-5 if probed else 3e-3, frozen_norms=probed)
 
 
@@ -51,23 +54,10 @@ def assignment(
 ) -> Assignment:
     memory = memory or Memory(Path("nowhere"), 1.0, 0, start)
     fields = {"event": 0, "num_classes": 10, "rule": rule, **NEW} | changes
-    return Assignment(start=start, memory=memory, data=data, ledger=Ledger(limit), **fields)
-
-
-class Counter:
-    """Images that go through a network and its copies, forward alone and in training, at the first layer."""
-
-    def __init__(self, monkeypatch):
-        self.trained = self.seen = 0
-        forward = torch.nn.Conv2d.forward
-
-        def counted(layer, inputs):
-            if layer.in_channels == 3 and inputs.device.type != "meta":
-                self.trained += len(inputs) if torch.is_grad_enabled() else 0
-                self.seen += 0 if torch.is_grad_enabled() else len(inputs)
-            return forward(layer, inputs)
-
-        monkeypatch.setattr(torch.nn.Conv2d, "forward", counted)
+    checkpoints = Checkpoints(memory.folder / "trainings")
+    return Assignment(
+        start=start, memory=memory, data=data, ledger=Ledger(limit), checkpoints=checkpoints, **fields
+    )
 
 
 # --- heads ----------------------------------------------------------------------------------------
@@ -85,23 +75,23 @@ def test_the_head_is_scikit_learn_s_ridge_by_leaving_one_out(features, clothes, 
     values = torch.linalg.svdvals(centred).square()
     strengths = (STRENGTHS * values[values > values.max() * 1e-9].mean()).numpy()
     expected = RidgeCV(alphas=strengths).fit(x.numpy(), targets.numpy())
-    head = ridge_head(x.float(), labels, targets.shape[1])
-    found = head.weight.double().numpy()
+    weight, bias = ridge_head(x.float(), labels, targets.shape[1])
+    found = weight.double().numpy()
     scale = (found * expected.coef_).sum() / (expected.coef_**2).sum()
     assert scale > 0
     np.testing.assert_allclose(found, scale * expected.coef_, atol=2e-3 * np.abs(found).max())
-    difference = head.bias.double().numpy() - scale * expected.intercept_
+    difference = bias.double().numpy() - scale * expected.intercept_
     np.testing.assert_allclose(difference, difference.mean(), atol=2e-3 * scale)
 
 
 def test_the_scale_of_the_logits_suits_images_that_were_left_out(features, clothes):
     x, labels = features[:60].double(), clothes.train.labels[:60]
-    head = ridge_head(features[:60], labels, 10)
+    weight, _ = ridge_head(features[:60], labels, 10)
     targets = F.one_hot(labels, 10).double().numpy()
     values = torch.linalg.svdvals(x - x.mean(0)).square()
     strengths = (STRENGTHS * values[values > values.max() * 1e-9].mean()).numpy()
     chosen = RidgeCV(alphas=strengths).fit(x.numpy(), targets)
-    scale = (head.weight.double().numpy() * chosen.coef_).sum() / (chosen.coef_**2).sum()
+    scale = (weight.double().numpy() * chosen.coef_).sum() / (chosen.coef_**2).sum()
     outputs = []
     for left_out in range(60):
         others = np.arange(60) != left_out
@@ -113,23 +103,24 @@ def test_the_scale_of_the_logits_suits_images_that_were_left_out(features, cloth
 
 
 def test_a_task_of_one_seen_class_and_equal_images_still_has_a_head():
-    head = ridge_head(torch.ones(4, 6), torch.zeros(4, dtype=torch.int64), 3)
-    assert head.weight.isfinite().all() and head.bias.isfinite().all() and head.bias.argmax() == 0
+    weight, bias = ridge_head(torch.ones(4, 6), torch.zeros(4, dtype=torch.int64), 3)
+    assert weight.isfinite().all() and bias.isfinite().all() and bias.argmax() == 0
 
 
 def test_a_probe_costs_its_images_and_the_largest_that_fits_is_taken(small, clothes, monkeypatch):
     each = forward_macs(small, 64)
+    sizes = each, small.feature_dim, 10
     for limit in (0, each, 20 * each, 77 * each, 1000 * each):
         counter = Counter(monkeypatch)
         task = assignment(small, clothes, limit)
         learnt = LEARNERS["probe"].learn(task)
         monkeypatch.undo()
-        images = affordable_probe(small, 64, 160, 10, limit)
+        images = affordable_probe(*sizes, 160, limit)
         assert counter.seen == images <= 160 and counter.trained == 0 and learnt.steps == 0
-        assert task.ledger.total == (probe_macs(small, 64, images, 10) if images else 0) <= limit
+        assert task.ledger.total == (probe_macs(*sizes, images) if images else 0) <= limit
         assert task.ledger.total >= images * each
         if 0 < images < 160:
-            assert probe_macs(small, 64, images + 1, 10) > limit
+            assert probe_macs(*sizes, images + 1) > limit
     assert images == 160
     error = error_of(predict(learnt.network, clothes.test, "fp32"), clothes.test.labels.numpy())
     assert error < 0.45  # guessing: 0.9
@@ -249,7 +240,7 @@ def test_previous_goes_on_from_the_last_body(small, clothes, memory):
     start = copy.deepcopy(small)
     start.body.load_state_dict(first.network.body.state_dict())
     expected = TaskNetwork(start, 10)
-    fine_tune(expected, clothes.train, Ledger(10**10), rule(0), "fp32", seed=9)
+    fine_tune(expected, clothes.train, Ledger(10**10), rule(), "fp32", seed=9)
     for name, weight in expected.state_dict().items():
         assert torch.equal(weight, second.network.state_dict()[name])
 
@@ -260,7 +251,7 @@ def test_probe_finetune_starts_from_the_probe_s_head(small, clothes, monkeypatch
         small,
         clothes,
         limit,
-        rule=lambda steps, probed=False: replace(rule(steps, probed), learning_rate=1e-12),
+        rule=lambda probed=False: replace(rule(probed), learning_rate=1e-12),
     )
     learnt = LEARNERS["probe_finetune"].learn(task)
     probe = LEARNERS["probe"].learn(assignment(small, clothes, limit // 2))
@@ -283,10 +274,11 @@ def test_a_search_is_charged_and_leaves_half_of_the_budget(small, clothes, monke
     each, forward = training_macs(network, 64), forward_macs(network, 64)
     counter = Counter(monkeypatch)
     ledger = Ledger(images * each)
-    recipe = search(network, clothes, ledger, rule, trials, "fp32", 0, "cpu")
+    recipe, note = search(network, clothes, ledger, rule(), trials, "fp32", 0, "cpu")
+    assert note == ""
     assert ledger.total == counter.trained * each + counter.seen * forward <= ledger.limit / 2
     if images == 30:
-        assert ledger.total == 0 and recipe == rule(0)
+        assert ledger.total == 0 and recipe == rule()
     if images == 4000:
         assert ledger.total >= 0.4 * ledger.limit
         runs = {2: 2, 5: 5 + 2, 8: 8 + 4 + 2}[trials]
@@ -298,7 +290,7 @@ def test_a_search_finds_better_than_a_bad_rule_and_repeats_itself(small, clothes
     def learn(trials: int) -> Learnt:
         limit = 1600 * training_macs(TaskNetwork(small, 10), 64)
         return LEARNERS["independent"].learn(
-            assignment(small, clothes, limit, trials=trials, rule=lambda steps: Recipe(1e6))
+            assignment(small, clothes, limit, trials=trials, rule=lambda: Recipe(1e6))
         )
 
     def error(learnt: Learnt) -> float:
@@ -310,6 +302,18 @@ def test_a_search_finds_better_than_a_bad_rule_and_repeats_itself(small, clothes
     assert error(searched) == error(again)
 
 
+def test_a_trial_that_diverges_is_over_and_noted_and_the_search_goes_on(small, clothes, monkeypatch):
+    monkeypatch.setitem(SPACE, "learning_rate", optuna.distributions.FloatDistribution(1e-3, 1e38, log=True))
+    limit = 1600 * training_macs(TaskNetwork(small, 10), 64)
+    task = assignment(small, clothes, limit, trials=8)
+    learnt = LEARNERS["independent"].learn(task)
+    diverged = int(re.fullmatch(r"(\d+) trials of the search diverged", learnt.note)[1])
+    assert 0 < diverged < 8 and learnt.steps > 0 and learnt.recipe.learning_rate < 1
+    assert task.ledger.total <= limit
+    error = error_of(predict(learnt.network, clothes.test, "fp32"), clothes.test.labels.numpy())
+    assert error < 0.6  # guessing: 0.9
+
+
 # --- over a stream --------------------------------------------------------------------------------
 
 STREAM = PRUNED | {"backbone": "resnet18half_64", "tasks": [*TASKS, "letters"], "budgets": [0.5, 2]}
@@ -319,14 +323,14 @@ STREAM = PRUNED | {"backbone": "resnet18half_64", "tasks": [*TASKS, "letters"], 
 def test_every_learner_runs_over_a_stream_within_its_budget(learner, tmp_path):
     records = run_stream(RunSpec(**STREAM | {"learner": learner}), tmp_path)
     assert (records["note"] == "").all() and (records["total_macs"] <= records["limit_macs"]).all()
-    parts = ["train_macs", "calibration_macs", "comparison_macs", "probe_macs", "search_macs"]
-    assert (records[parts].sum(axis=1) == records["total_macs"]).all()
+    assert (records[list(CHARGED)].sum(axis=1) == records["total_macs"]).all()
+    assert (records["nevis_flops"] == 2 * records["total_macs"]).all()  # nothing is validated
     assert (records["steps"].gt(0) == (learner != "probe")).all()
     assert records["error_test"].between(0, 1).all()
     assert set(records.loc[records["event"] == 0, "started_from"]) == {"pretrained"}
     if learner == "previous":
         assert records["started_from"].tolist() == ["pretrained", "pretrained", "0", "0", "1", "1"]
-    assert not list(tmp_path.glob("*/networks")), "the networks stay behind"
+    assert not list(tmp_path.glob("*/*/*.safetensors")), "networks or checkpoints stay behind"
 
 
 @pytest.mark.parametrize("learner", ["previous", "dynamic"])
@@ -368,6 +372,9 @@ def test_a_search_over_a_stream_is_in_the_records(tmp_path):
     fields = STREAM | {"learning_rate": None, "trials": 4, "budgets": [8], "tasks": ["mnist"]}
     records = run_stream(RunSpec(**fields), tmp_path)
     assert records["search_macs"].gt(0).all() and records["used_weight_decay"].gt(0).all()
+    assert records["validation_macs"].gt(0).all() and records["note"].eq("").all()
+    counted = records["train_macs"] + records["calibration_macs"] + records["search_macs"]
+    assert (records["nevis_flops"] == 2 * counted).all()
 
 
 def test_probe_has_nothing_to_search(tmp_path):

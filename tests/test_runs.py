@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,18 +38,24 @@ DENSE = PRUNED | {"ratio": 0}
 ONE_TASK = PRUNED | {"budgets": [0.25], "tasks": ["mnist"]}
 RUN = """
 import json, resource, signal, sys
+from pathlib import Path
 from lib.runs import RunSpec, run_stream
-fields, out, largest_file = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+fields, out, largest_file, more_memory = json.loads(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 if largest_file:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+if more_memory:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + more_memory
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 run_stream(RunSpec(**fields), out)
 """
 
 
-def start_run(fields: dict, out: Path, largest_file: int = 0) -> subprocess.Popen:
-    """The run in a process of its own; files larger than `largest_file` bytes cannot be written."""
-    command = [sys.executable, "-c", RUN, json.dumps(fields), str(out), str(largest_file)]
+def start_run(fields: dict, out: Path, largest_file: int = 0, more_memory: int = 0) -> subprocess.Popen:
+    """The run in a process of its own, with files of so many bytes at most, and so many bytes more memory."""
+    limits = str(largest_file), str(more_memory)
+    command = [sys.executable, "-c", RUN, json.dumps(fields), str(out), *limits]
     return subprocess.Popen(
         command, cwd=ROOT, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -240,6 +247,25 @@ def test_full_disk_is_one_sentence_and_keeps_what_was_done(pruned, killed):
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     assert errors.strip().splitlines()[-1].startswith("lib.errors.UserError: Cannot write")
+    assert len(events) >= 1 and all(file.read_bytes() == content for file, content in events.items())
+    assert_same_records(run_stream(RunSpec(**PRUNED), killed), pruned)
+
+
+def test_disk_that_has_no_room_for_a_network_is_one_sentence(tmp_path):
+    """Files above a megabyte cannot be written: predictions are smaller, a checkpoint is not."""
+    process = start_run(PRUNED | {"budgets": [1, 2]}, tmp_path, largest_file=2**20)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    last = errors.strip().splitlines()[-1]
+    assert re.search(r"^lib\.errors\.UserError: Cannot write .*trunk\.safetensors: File too large", last)
+
+
+def test_too_little_memory_is_one_sentence_and_keeps_what_was_done(pruned, killed):
+    events = {file: file.read_bytes() for file in killed.glob("*/events/*.json")}
+    process = start_run(PRUNED, killed, more_memory=40 * 2**20)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert errors.strip().splitlines()[-1].startswith("lib.errors.UserError: Out of memory: expected room")
     assert len(events) >= 1 and all(file.read_bytes() == content for file, content in events.items())
     assert_same_records(run_stream(RunSpec(**PRUNED), killed), pruned)
 

@@ -11,14 +11,15 @@ import pandas as pd
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 
 from lib.backbones import Backbone, load_backbone
 from lib.errors import UserError
-from lib.files import atomic_path, write_json
+from lib.files import write_json
 from lib.pruning.sites import find_sites
 from lib.pruning.surgery import copy_of_structure, keep_channels, own_tensors, width_of
 from lib.pruning.targets import Target
+from lib.tensors import save_tensors
 
 _PACKAGES = ("torch", "torchvision", "timm")
 
@@ -84,8 +85,7 @@ class PruningPlan:
     def save(self, small: Backbone, folder: Path | str) -> None:
         """Write `plan.json` and `weights.safetensors` of the network that `apply` gave."""
         folder = Path(folder)
-        with atomic_path(folder / "weights.safetensors") as temporary:
-            save_file({key: value.contiguous() for key, value in small.state_dict().items()}, temporary)
+        save_tensors(small.state_dict(), folder / "weights.safetensors")
         digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
         stored = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "corrections"}
         stored["sites"] = {name: asdict(size) for name, size in self.sites.items()}

@@ -1,0 +1,28 @@
+"""How fast a network trains here."""
+
+import time
+
+import torch
+
+from lib.backbones import Backbone
+from lib.compute import Ledger, training_macs
+from lib.streams import Split
+from lib.training import Recipe, TaskNetwork, fine_tune
+
+TIMED_IMAGES = 256
+
+
+def images_per_second(
+    backbone: Backbone, precision: str, image_size: int, device: str = "cpu", rounds: int = 1
+) -> float:
+    """Training images a second on as many threads as torch has, the best of `rounds`."""
+    shape = 64, image_size, image_size, 3
+    images = Split(torch.zeros(shape, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64))
+    network = TaskNetwork(backbone, 10)
+    each = training_macs(network, image_size)
+    rates = []
+    for count in [64, *[TIMED_IMAGES] * rounds]:  # in the first, kernels are compiled
+        began = time.monotonic()
+        fine_tune(network, images, Ledger(count * each), Recipe(1e-4), precision, seed=0, device=device)
+        rates.append(count / (time.monotonic() - began))
+    return max(rates[1:])
