@@ -74,17 +74,24 @@ def seeds_in_common(table: pd.DataFrame, *rows: tuple[str, float]) -> list[np.nd
     return [errors.to_numpy().reshape(tasks, -1) for _, errors in ordered.iterrows()]
 
 
-def bootstrap(statistic: Callable[..., np.ndarray], *errors: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of `statistic` over tasks drawn with replacement, and seeds within each.
+def draws(*errors: np.ndarray) -> list[np.ndarray]:
+    """Tasks drawn with replacement, and seeds within each: errors (T, S) -> means over seeds (R, T).
 
-    Each of `errors` holds one error a task and seed (T, S); the same draw is used for all of them.
-    `statistic` maps arrays (R, T), the means over the drawn seeds, to (R,).
+    The same draw is used for all of `errors`.
     """
     generator = np.random.default_rng(0)
     tasks, seeds = errors[0].shape
     drawn = generator.integers(tasks, size=(RESAMPLES, tasks, 1))
     within = generator.integers(seeds, size=(RESAMPLES, tasks, seeds))
-    low, high = np.percentile(statistic(*(error[drawn, within].mean(-1) for error in errors)), [2.5, 97.5])
+    return [error[drawn, within].mean(-1) for error in errors]
+
+
+def bootstrap(statistic: Callable[..., np.ndarray], *errors: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of `statistic` over `draws` of tasks and seeds.
+
+    `statistic` maps arrays (R, T), the means over the drawn seeds, to (R,).
+    """
+    low, high = np.percentile(statistic(*draws(*errors)), [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -2,8 +2,9 @@
 
 Throughput: fine_tune from stored uint8 images, its cropping and normalising included, against the bare step
 on resident random tensors, and against torchvision's transforms on PIL images through a DataLoader with two
-workers in fp32, all on the same threads, as ratios of images a second. Growth: time and peak memory of a run
-over the pocket stream when tasks, images, ratios or budgets double.
+workers in fp32, all on the same threads, as ratios of images a second, the median of rounds that alternate.
+Growth: time and peak memory of a run over the pocket stream when tasks, images, ratios or budgets double.
+Sharing: what all budgets of a run take, and those of learners that share nothing, against the largest alone.
 """
 
 import argparse
@@ -29,6 +30,11 @@ from lib.vision import torchvision
 
 BACKBONES = ["resnet26_64", "efficientnet_lite0"]
 RATE = {"resnet26_64": 1e-3, "efficientnet_lite0": 3e-3}
+ROUNDS = 3
+BASE = {  # what growth and sharing start from
+    "backbone": "resnet18half_64", "ratio": 0.5, "criterion": "activation", "repair": "mean",
+    "budgets": [1.0], "tasks": ["mnist", "letters", "scripts"], "train_images": 300, "evaluation_images": 100,
+}  # fmt: skip
 RUN = """
 import json, sys, time
 from pathlib import Path
@@ -72,9 +78,9 @@ def plain_loop(network: TaskNetwork, train: Split, backbone: Backbone, recipe: R
     optimizer = torch.optim.AdamW(
         network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    warmup = max(1, steps // 10)
+    stable = steps // 2
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, (steps - step) / (steps - warmup + 1))
+        optimizer, lambda step: min((step + 1) / 2, 1, (steps - step) / (steps - stable))
     )
     network.train()
     done = 0
@@ -114,60 +120,72 @@ def throughput(name: str, batch_size: int, images: int) -> dict:
     steps = images // batch_size
     recipe = Recipe(RATE[name], batch_size=batch_size)
     limit = steps * batch_size * training_macs(TaskNetwork(backbone, 10), 64)
-    rates, errors = {}, {}
-
-    def timed(way: str, train) -> None:
-        network = TaskNetwork(backbone, 10)
-        train(network, 2)  # kernels are compiled, workers' code is read
-        network = TaskNetwork(backbone, 10)
-        began = time.monotonic()
-        train(network, steps)
-        rates[way] = steps * batch_size / (time.monotonic() - began)
-        errors[way] = error_of(predict(network, data.test, precision), data.test.labels.numpy())
-
-    timed("bare", lambda network, count: bare_step(network, recipe, precision, count))
-    timed(
-        "ours",
-        lambda network, count: fine_tune(
+    ways = {
+        "bare": lambda network, count: bare_step(network, recipe, precision, count),
+        "ours": lambda network, count: fine_tune(
             network, data.train, Ledger(limit * count // steps), recipe, precision, seed=0
         ),
-    )
-    timed("plain", lambda network, count: plain_loop(network, data.train, backbone, recipe, count))
+        "plain": lambda network, count: plain_loop(network, data.train, backbone, recipe, count),
+    }
+    rounds, errors = [], {}
+    for _ in range(ROUNDS):
+        rates = {}
+        for way, train in ways.items():
+            train(TaskNetwork(backbone, 10), 2)  # kernels are compiled, workers' code is read
+            network = TaskNetwork(backbone, 10)
+            began = time.monotonic()
+            train(network, steps)
+            rates[way] = steps * batch_size / (time.monotonic() - began)
+            errors[way] = error_of(predict(network, data.test, precision), data.test.labels.numpy())
+        rounds.append(rates)
+    table = pd.DataFrame(rounds)
     return {
         "backbone": name, "batch": batch_size, "precision": precision,
-        **{f"{way} images/s": round(rate) for way, rate in rates.items()},
-        "ours/bare": round(rates["ours"] / rates["bare"], 2),
-        "ours/plain": round(rates["ours"] / rates["plain"], 2),
+        **table.median().round().astype(int).add_suffix(" images/s").to_dict(),
+        "ours/bare": round((table["ours"] / table["bare"]).median(), 2),
+        "ours/plain": round((table["ours"] / table["plain"]).median(), 2),
         "error ours": round(errors["ours"], 3), "error plain": round(errors["plain"], 3),
     }  # fmt: skip
 
 
+def measured_run(specs: list[dict]) -> tuple[float, float]:
+    """Seconds and peak megabytes of runs in a process of their own."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-c", RUN, json.dumps(specs), out]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(found.stdout)
+
+
 def growth() -> pd.DataFrame:
     """Time and memory of runs in a process of their own, against the run that is half as large."""
-    base = {
-        "backbone": "resnet18half_64", "ratio": 0.5, "criterion": "activation", "repair": "mean",
-        "budgets": [1.0], "tasks": ["mnist", "letters", "scripts"], "train_images": 300,
-        "evaluation_images": 100,
-    }  # fmt: skip
     more = {
-        "as it is": [base],
-        "tasks": [base | {"tasks": [*base["tasks"], "emoji", "materials", "fashion_mnist"]}],
-        "images": [base | {"train_images": 600, "evaluation_images": 200}],
-        "ratios": [base, base | {"ratio": 0.25}],
-        "budgets": [base | {"budgets": [1.0, 1.1]}],
+        "as it is": [BASE],
+        "tasks": [BASE | {"tasks": [*BASE["tasks"], "emoji", "materials", "fashion_mnist"]}],
+        "images": [BASE | {"train_images": 600, "evaluation_images": 200}],
+        "ratios": [BASE, BASE | {"ratio": 0.25}],
+        "budgets": [BASE | {"budgets": [1.0, 1.1]}],
     }
     rows = []
     for name, specs in more.items():
-        with tempfile.TemporaryDirectory() as out:
-            command = [sys.executable, "-c", RUN, json.dumps(specs), out]
-            found = subprocess.run(command, capture_output=True, text=True, check=True)
-        seconds, megabytes = json.loads(found.stdout)
+        seconds, megabytes = measured_run(specs)
         rows.append({"doubled": name, "seconds": round(seconds, 1), "peak MB": round(megabytes)})
     table = pd.DataFrame(rows)
     return table.assign(
         time_ratio=(table["seconds"] / table["seconds"][0]).round(2),
         memory_ratio=(table["peak MB"] / table["peak MB"][0]).round(2),
     )
+
+
+def sharing() -> pd.DataFrame:
+    """Time of six budgets, each twice the one before, against that of the largest alone, by learner."""
+    rows = []
+    for learner in ("independent", "probe_finetune", "previous"):
+        spec = BASE | {"learner": learner, "learning_rate": 1e-4, "evaluation_images": 20}
+        all_of_them, _ = measured_run([spec | {"budgets": [0.25, 0.5, 1.0, 2.0, 4.0, 8.0]}])
+        largest, _ = measured_run([spec | {"budgets": [8.0]}])
+        ratio = round(all_of_them / largest, 2)
+        rows.append({"learner": learner, "all budgets s": all_of_them, "largest s": largest, "ratio": ratio})
+    return pd.DataFrame(rows).round(2)
 
 
 def main() -> None:
@@ -180,6 +198,8 @@ def main() -> None:
     print(pd.DataFrame(rows).to_string(index=False))
     print()
     print(growth().to_string(index=False))
+    print()
+    print(sharing().to_string(index=False))
 
 
 if __name__ == "__main__":
