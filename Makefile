@@ -12,10 +12,14 @@ PY := $(VENV)/bin/python
 BUILD := build/$(PROFILE)
 STAMPS := $(BUILD)/stamps
 DRAWN := 01_what_pruning_removes 02_error_against_compute 03_improvement_over_dense 04_large_or_small \
-	07_the_stream 08_learners
+	07_the_stream 08_learners 09_best_ratio
 # These two measure for themselves, on any machine, and take minutes.
 ifneq ($(PROFILE),smoke)
 DRAWN += 05_zero_shot_fidelity 06_macs_and_measured_time
+endif
+# These need arms that the smaller profiles do not have.
+ifeq ($(PROFILE),paper)
+DRAWN += 10_asymptote 11_filter_or_channel 12_which_filters 13_adviser
 endif
 # What `make pretrain` trains.
 NETWORKS ?= resnet26_64 resnet18half_64

@@ -178,6 +178,27 @@ def improvement_over_dense(records: pd.DataFrame, learner: str = "independent") 
     return pd.DataFrame(rows, columns=["unit", "arm", "budget", *measured])
 
 
+def granularities_compared(of_unit: pd.DataFrame) -> pd.DataFrame:
+    """By how many points `filter` is ahead of `channel`, a row a task, ratio and budget.
+
+    Compares arms of one unit that differ in the granularity alone, over the seeds that both were run with.
+    """
+    table, about = errors_by_seed(of_unit), of_unit.drop_duplicates("arm")
+    alike = ["backbone", "ratio", "criterion", "scope", "repair", "learner", "trials", "image_size"]
+    thin = about[about["granularity"] == "channel"]
+    pairs = thin.merge(about[about["granularity"] == "filter"], on=alike, suffixes=("_channel", "_filter"))
+    tasks = of_unit.drop_duplicates("event").sort_values("event")["task"]
+    rows = []
+    for pair in pairs.itertuples():
+        for budget in np.sort(of_unit["budget"].unique()):
+            errors = seeds_in_common(table, (pair.arm_channel, budget), (pair.arm_filter, budget))
+            points = 100 * (errors[0] - errors[1]).mean(1)
+            rows.append(
+                pd.DataFrame({"task": tasks, "ratio": pair.ratio, "budget": budget, "points": points})
+            )
+    return pd.concat(rows, ignore_index=True)
+
+
 def learner_names(records: pd.DataFrame) -> pd.Series:
     """What a row was learnt with: the learner, and that its recipe was searched, if it was."""
     return records["learner"].where(records["trials"] == 1, records["learner"] + ", searched")

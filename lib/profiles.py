@@ -68,7 +68,8 @@ def write_stamps(profile: str) -> None:
     `drawing` hold hashes of the code, `records` one of the records there are.
     """
     folder = BUILD / profile
-    drawing = [ROOT / "lib" / name for name in ("analysis.py", "plots.py")]
+    drawing = [ROOT / "lib" / name for name in ("adviser.py", "analysis.py", "distance.py", "scaling.py")]
+    drawing += (ROOT / "lib" / "plots").glob("*.py")
     texts = {"drawing": hash_of(drawing)}
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         texts[f"notebooks/{notebook.stem}"] = _sources(notebook)

@@ -128,6 +128,18 @@ def test_the_interval_is_over_tasks_and_over_seeds_within_them():
     assert high - low == pytest.approx(2 * 1.96 * expected, rel=0.08)
 
 
+def test_granularities_are_compared_where_they_alone_differ():
+    common = {"criterion": "activation", "scope": "uniform", "repair": "mean"}
+    records = records_of(ERRORS | {("thin", 0.5): [0.9, 0.3], ("thin", 1.0): [0.7, 0.5]}).assign(**common)
+    thin = records["arm"] == "thin"
+    records["granularity"] = np.where(thin, "channel", "filter")
+    table = analysis.granularities_compared(records)
+    assert table[["task", "ratio", "budget"]].values.tolist() == [
+        ["task0", 0.5, 0.5], ["task1", 0.5, 0.5], ["task0", 0.5, 1.0], ["task1", 0.5, 1.0],
+    ]  # fmt: skip
+    assert table["points"].tolist() == pytest.approx([20, -10, 10, 0])
+
+
 def without(arm: str, budget: float, event: int | None = None) -> pd.DataFrame:
     records = records_of(ERRORS)
     gone = (records["arm"] == arm) & (records["budget"] == budget)

@@ -29,6 +29,7 @@ DRAWN = [
     "04_large_or_small",
     "07_the_stream",
     "08_learners",
+    "09_best_ratio",
 ]
 
 
@@ -135,7 +136,7 @@ def test_second_make_changes_no_file(project):
 def test_edited_plots_are_redrawn_without_training(project):
     arms, runs = project.times("build/smoke/arms"), project.times("build/runs")
     figures = project.times("figures/smoke")
-    project.edit("lib/plots.py", "EXTRA = 1")
+    project.edit("lib/plots/style.py", "EXTRA = 1")
     project.make()
     assert project.times("build/smoke/arms") == arms and project.times("build/runs") == runs
     redrawn = project.times("figures/smoke")

@@ -1,0 +1,77 @@
+"""Which network and learner to use for a budget: what did best on the other tasks.
+
+Reads records only. A task never has a say in its own recommendation.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from lib.analysis import bootstrap, errors_by_seed, load_records, seeds_in_common
+from lib.errors import UserError
+
+CHOSEN = "backbone", "image_size", "ratio", "criterion", "scope", "granularity", "repair", "learner"
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An arm, the fields of its RunSpec that matter, and the error to expect, with its 95 % interval."""
+
+    arm: str
+    spec: dict
+    error: float
+    low: float
+    high: float
+
+
+def recommend(budget: float, task: str, records: pd.DataFrame | None = None) -> Recommendation:
+    """The arm with the lowest mean error at `budget` (dense epochs) over all tasks but `task`.
+
+    `task` is a task of the records, or any other name for one that they do not have. Errors between two
+    budgets are taken linearly in the logarithm of the budget. `records` are those of one unit; the paper's
+    main grid if None. Raises UserError for a budget outside of what was measured.
+    """
+    if records is None:
+        records = load_records("paper")
+        records = records[records["unit"] == records["unit"].iloc[0]]
+    errors = _errors_at(records[records["task"] != task], budget)
+    arm = min(errors, key=lambda arm: errors[arm].mean())
+    low, high = bootstrap(lambda drawn: drawn.mean(-1), errors[arm])
+    first = records[records["arm"] == arm].iloc[0]
+    return Recommendation(arm, {name: first[name] for name in CHOSEN}, float(errors[arm].mean()), low, high)
+
+
+def _errors_at(records: pd.DataFrame, budget: float) -> dict[str, np.ndarray]:
+    """The errors (T, S) of every arm at a budget."""
+    budgets = np.sort(records["budget"].unique())
+    if not budgets[0] <= budget <= budgets[-1]:
+        raise UserError(
+            f"budget={budget:g} was not measured: expected {budgets[0]:g} to {budgets[-1]:g} dense epochs."
+        )
+    above = budgets[np.searchsorted(budgets, budget)]
+    below = budgets[budgets <= budget][-1]
+    share = 0.0 if above == below else np.log(budget / below) / np.log(above / below)
+    table = errors_by_seed(records)
+    found = {}
+    for arm in records["arm"].unique():
+        lower, upper = seeds_in_common(table, (arm, below), (arm, above))
+        found[arm] = lower + share * (upper - lower)
+    return found
+
+
+def regrets(records: pd.DataFrame) -> pd.DataFrame:
+    """What each policy loses to the best arm in hindsight, a row a policy, task and budget.
+
+    Policies: the adviser; and always the same arm, one policy an arm. Columns: policy, task, budget, arm,
+    regret (error minus the lowest of all arms, each the mean over its seeds).
+    """
+    errors = records.groupby(["budget", "task", "arm"], sort=False)["error_test"].mean().unstack("arm")
+    rows = []
+    for (budget, task), of_arms in errors.iterrows():
+        advised = recommend(budget, task, records).arm
+        policies = {"adviser": advised} | {f"always {arm}": arm for arm in errors.columns}
+        for policy, arm in policies.items():
+            regret = of_arms[arm] - of_arms.min()
+            rows.append({"policy": policy, "task": task, "budget": budget, "arm": arm, "regret": regret})
+    return pd.DataFrame(rows)

@@ -1,0 +1,118 @@
+"""Error and improvement against compute."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from lib.plots.style import (
+    BUDGET,
+    COLUMN_WIDTH,
+    PAGE_WIDTH,
+    arms_table,
+    budget_axis,
+    label_of,
+    legend_below,
+    look_of,
+)
+
+
+def error_against_compute(records: pd.DataFrame, means: pd.DataFrame, front: pd.DataFrame) -> Figure:
+    """Mean test error over tasks against the budget, a panel a unit, a curve an arm, the front behind."""
+    arms, units = arms_table(records), list(means["unit"].unique())
+    figure, grid = plt.subplots(1, len(units), figsize=(PAGE_WIDTH, 3.7), sharey=True, squeeze=False)
+    for axes, unit in zip(grid[0], units, strict=True):
+        of_unit = means[means["unit"] == unit]
+        of_front = front[front["unit"] == unit]
+        axes.plot(of_front["budget"], of_front["error"], color="gold", linewidth=5, alpha=0.6, label="front")
+        names = list(of_unit["arm"].unique())
+        for dodge, name in zip(np.geomspace(0.93, 1.07, len(names)), names, strict=True):
+            curve, look = of_unit[of_unit["arm"] == name], look_of(arms.loc[name])
+            places = curve["budget"] * dodge
+            axes.plot(places, curve["error"], label=label_of(arms.loc[name]), **look)
+            axes.vlines(places, curve["low"], curve["high"], color=look["color"], linewidth=0.5, alpha=0.5)
+        budget_axis(axes, np.sort(of_unit["budget"].unique()))
+        axes.set_title(unit.replace("@", " at ") + " px")
+    grid[0, 0].set_ylabel("test error, mean over tasks\n(95 % interval over tasks)")
+    legend_below(figure, list(grid[0]))
+    return figure
+
+
+def error_by_task(records: pd.DataFrame) -> Figure:
+    """Test error against the budget, a panel a task of the stream, for the arms of the first unit."""
+    of_unit = records[records["unit"] == records["unit"].iloc[0]]
+    arms, tasks = arms_table(of_unit), of_unit.drop_duplicates("event").sort_values("event")
+    budgets = np.sort(of_unit["budget"].unique())
+    rows, columns = 2, -(-len(tasks) // 2)
+    figure, grid = plt.subplots(rows, columns, figsize=(PAGE_WIDTH, 3.9), sharex=True, squeeze=False)
+    for panel in grid.flat[len(tasks) :]:
+        panel.set_visible(False)
+    for panel, (_, task) in zip(grid.flat, tasks.iterrows(), strict=False):
+        for name, arm in arms.iterrows():
+            of_task = of_unit[(of_unit["arm"] == name) & (of_unit["event"] == task["event"])]
+            curve = of_task.groupby("budget")["error_test"].mean()
+            panel.plot(
+                curve.index, curve, label=label_of(arm), **look_of(arm) | {"markersize": 2}, linewidth=0.9
+            )
+        budget_axis(panel, budgets)
+        panel.set_xlabel("")
+        panel.set_title(task["task"].replace("_", " "))
+    grid[-1, columns // 2].set_xlabel(BUDGET)
+    figure.supylabel("test error", fontsize=8)
+    legend_below(figure, list(grid.flat))
+    return figure
+
+
+def improvement(records: pd.DataFrame, gains: pd.DataFrame) -> Figure:
+    """Gain in accuracy, cut in error, and points gained over dense at equal compute, a row a unit."""
+    arms, units = arms_table(records), list(gains["unit"].unique())
+    panels = {
+        "accuracy_gain": ("accuracy gained (relative)", 1),
+        "error_cut": ("error cut (relative)", 1),
+        "points_gained": ("accuracy gained (points)", 100),
+    }
+    height = 1.2 + 1.9 * len(units)
+    figure, grid = plt.subplots(len(units), 3, figsize=(PAGE_WIDTH, height), squeeze=False, sharey="col")
+    for place, unit in enumerate(units):
+        row = grid[place]
+        of_unit = gains[gains["unit"] == unit]
+        names = list(of_unit["arm"].unique())
+        for axes, (measure, (title, scale)) in zip(row, panels.items(), strict=True):
+            axes.axhline(0, color="black", linewidth=0.8)
+            for dodge, name in zip(np.geomspace(0.9, 1.1, len(names)), names, strict=True):
+                curve = of_unit[of_unit["arm"] == name]
+                low, high = curve[f"{measure}_low"], curve[f"{measure}_high"]
+                axes.errorbar(
+                    curve["budget"] * dodge, curve[measure],
+                    yerr=[curve[measure] - low, high - curve[measure]],
+                    label=label_of(arms.loc[name]), elinewidth=0.6, **look_of(arms.loc[name]),
+                )  # fmt: skip
+            budget_axis(axes, np.sort(of_unit["budget"].unique()))
+            if axes is not grid[-1, 1]:
+                axes.set_xlabel("")
+            if place == 0:
+                axes.set_title(title)
+            form = "{:+.0%}" if scale == 1 else "{:+g}"
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _, form=form: form.format(value)))
+        row[0].set_ylabel(unit.replace("@", " at ") + " px")
+    legend_below(figure, list(grid[:, 0]))
+    return figure
+
+
+def large_or_small(records: pd.DataFrame, means: pd.DataFrame) -> Figure:
+    """Mean test error over the budget: the large network dense, its best pruned arm, and the small one."""
+    arms = arms_table(records)
+    budgets = np.sort(means["budget"].unique())
+    figure, axes = plt.subplots(figsize=(COLUMN_WIDTH * 1.4, 3.2))
+    for dodge, name in zip(np.geomspace(0.96, 1.04, len(arms)), arms.index, strict=True):
+        curve = means[means["arm"] == name]
+        axes.errorbar(
+            curve["budget"] * dodge, curve["error"],
+            yerr=[curve["error"] - curve["low"], curve["high"] - curve["error"]],
+            label=label_of(arms.loc[name]), elinewidth=0.6, **look_of(arms.loc[name]),
+        )  # fmt: skip
+    budget_axis(axes, budgets)
+    axes.set_ylabel("test error, mean over tasks\n(95 % interval over tasks)")
+    legend_below(figure, [axes], columns=2)
+    return figure

@@ -1,0 +1,126 @@
+"""The best ratio at each budget, asymptotes, nearness to the pretraining images, and regret."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from lib.plots.style import PAGE_WIDTH, RATIO_COLOURS, budget_axis, legend_below
+from lib.scaling import power_law
+
+REMOVED = "share of filters removed"
+
+
+def best_ratio(by_ratio: pd.DataFrame, best: pd.DataFrame) -> Figure:
+    """Above, error against ratio, a curve a budget, its minimum ringed; below, the best ratio by budget."""
+    units, budgets = list(by_ratio["unit"].unique()), np.sort(by_ratio["budget"].unique())
+    colours = dict(zip(budgets, sns.color_palette("viridis", len(budgets)), strict=True))
+    figure, grid = plt.subplots(2, len(units), figsize=(PAGE_WIDTH, 4.6), squeeze=False, sharey="row")
+    for (above, below), unit in zip(grid.T, units, strict=True):
+        of_unit, best_of_unit = (table[table["unit"] == unit] for table in (by_ratio, best))
+        for budget, curve in of_unit.groupby("budget"):
+            above.plot(
+                curve["ratio"],
+                curve["error"],
+                marker="o",
+                color=colours[budget],
+                label=f"{budget:g} dense epochs",
+            )
+            least = curve.loc[curve["error"].idxmin()]
+            above.plot(
+                least["ratio"], least["error"], "o", color="none", markeredgecolor="black", markersize=8
+            )
+        above.set_title(unit.replace("@", " at ") + " px")
+        above.set_xlabel(REMOVED)
+        below.errorbar(
+            best_of_unit["budget"], best_of_unit["ratio"], color="black", marker="o", elinewidth=0.6,
+            yerr=[best_of_unit["ratio"] - best_of_unit["low"], best_of_unit["high"] - best_of_unit["ratio"]],
+        )  # fmt: skip
+        budget_axis(below, budgets)
+        above.xaxis.set_major_formatter(PercentFormatter(1))
+        below.yaxis.set_major_formatter(PercentFormatter(1))
+    grid[0, 0].set_ylabel("test error, mean over tasks")
+    grid[1, 0].set_ylabel("best share removed\n(95 % of draws)")
+    legend_below(figure, list(grid[0]), columns=len(budgets), title=None)
+    return figure
+
+
+def asymptotes(means: pd.DataFrame, fits: pd.DataFrame) -> Figure:
+    """Mean errors with their power laws; the floor and its interval on the right where it is identified."""
+    units = list(fits["unit"].unique())
+    figure, grid = plt.subplots(1, len(units), figsize=(PAGE_WIDTH, 3.2), sharey=True, squeeze=False)
+    for axes, unit in zip(grid[0], units, strict=True):
+        budgets = np.sort(means.loc[means["unit"] == unit, "budget"].unique())
+        dense = np.geomspace(budgets[0], budgets[-1] * 2, 50)
+        of_unit = fits[fits["unit"] == unit].sort_values("ratio")
+        for place, fit in enumerate(of_unit.itertuples()):
+            colour = "black" if fit.ratio == 0 else RATIO_COLOURS(fit.ratio)
+            points = means[(means["unit"] == unit) & (means["arm"] == fit.arm)]
+            label = "dense" if fit.ratio == 0 else f"{fit.ratio:.0%} removed"
+            axes.plot(points["budget"], points["error"], "o", color=colour, label=label)
+            axes.plot(
+                dense, power_law(dense, fit.floor, fit.scale, fit.exponent), color=colour, linewidth=0.8
+            )
+            if fit.identified:
+                where = budgets[-1] * 2.5 * 1.15**place
+                axes.plot(where, fit.floor, "_", color=colour, markersize=7)
+                axes.vlines(where, fit.low, fit.high, color=colour, linewidth=0.8)
+        budget_axis(axes, budgets)
+        axes.set_title(unit.replace("@", " at ") + " px")
+    grid[0, 0].set_ylabel("test error, mean over tasks\n(right: fitted floors)")
+    legend_below(figure, list(grid[0]), columns=5, title=None)
+    return figure
+
+
+def granularity_by_distance(table: pd.DataFrame) -> Figure:
+    """Points that `filter` is ahead of `channel` by a task's distance, a panel a ratio, a colour a budget.
+
+    Columns of the table: task, distance, ratio, budget, points.
+    """
+    ratios, budgets = table["ratio"].unique(), np.sort(table["budget"].unique())
+    colours = dict(zip(budgets, sns.color_palette("viridis", len(budgets)), strict=True))
+    figure, grid = plt.subplots(1, len(ratios), figsize=(PAGE_WIDTH, 3.0), sharey=True, squeeze=False)
+    for axes, ratio in zip(grid[0], ratios, strict=True):
+        axes.axhline(0, color="black", linewidth=0.8)
+        for budget, points in table[table["ratio"] == ratio].groupby("budget"):
+            axes.plot(
+                points["distance"],
+                points["points"],
+                "o",
+                color=colours[budget],
+                label=f"{budget:g} dense epochs",
+            )
+        nearest = table[(table["ratio"] == ratio) & (table["budget"] == budgets[-1])]
+        for row in nearest.itertuples():
+            axes.annotate(
+                row.task.replace("_", " "), (row.distance, axes.get_ylim()[0]), rotation=90, fontsize=5.5,
+                ha="center", va="bottom", color="grey",
+            )  # fmt: skip
+        axes.set_title(f"{ratio:.0%} removed")
+        axes.set_xlabel("distance to the pretraining images (nats)")
+        axes.set_xscale("log")
+    grid[0, 0].set_ylabel("accuracy, filter minus channel\n(points)")
+    legend_below(figure, list(grid[0]), columns=len(budgets), title=None)
+    return figure
+
+
+def regret(table: pd.DataFrame) -> Figure:
+    """Mean regret against the budget: a panel a choice, the adviser in black, fixed policies in colours.
+
+    Columns of the table: choice, policy, budget, regret (a row a task).
+    """
+    choices = list(table["choice"].unique())
+    figure, grid = plt.subplots(1, len(choices), figsize=(PAGE_WIDTH, 3.4), sharey=True, squeeze=False)
+    for axes, choice in zip(grid[0], choices, strict=True):
+        means = table[table["choice"] == choice].pivot_table("regret", "budget", "policy", sort=False)
+        for policy, colour in zip(means.columns, sns.color_palette("husl", len(means.columns)), strict=True):
+            advised = policy == "adviser"
+            look = {"color": "black", "linewidth": 2.5} if advised else {"color": colour, "linewidth": 0.9}
+            axes.plot(means.index, means[policy], marker="o", label=policy.replace("_", " "), **look)
+        budget_axis(axes, means.index.to_numpy())
+        axes.set_title(choice)
+        axes.legend(frameon=False, fontsize=5.5, ncols=2)
+    grid[0, 0].set_ylabel("error above the best in hindsight\n(mean over tasks)")
+    return figure

@@ -1,0 +1,59 @@
+"""Recommendations on tables whose answers are known."""
+
+import pandas as pd
+import pytest
+
+from lib.adviser import recommend, regrets
+from lib.errors import UserError
+
+# Errors of three tasks at budgets 0.5 and 2. The third task is unlike the others.
+ERRORS = {
+    ("dense", 0.5): [0.8, 0.8, 0.3], ("dense", 2.0): [0.3, 0.2, 0.2],
+    ("half", 0.5): [0.5, 0.6, 0.9], ("half", 2.0): [0.4, 0.4, 0.4],
+}  # fmt: skip
+
+
+@pytest.fixture
+def records() -> pd.DataFrame:
+    return pd.DataFrame([
+        {"arm": arm, "budget": budget, "event": event, "task": f"task{event}", "error_test": error, "seed": 0,
+         "backbone": "net", "image_size": 64, "ratio": 0.5 if arm == "half" else 0.0, "scope": "uniform",
+         "criterion": "l1", "granularity": "filter", "repair": "none", "learner": "independent",
+         "limit_macs": round(100 * budget)}
+        for (arm, budget), errors in ERRORS.items() for event, error in enumerate(errors)
+    ])  # fmt: skip
+
+
+def test_the_best_on_the_other_tasks_is_recommended(records):
+    assert recommend(0.5, "task2", records).arm == "half"
+    assert recommend(0.5, "task0", records).arm == "dense"  # (0.8 + 0.3) / 2 against (0.6 + 0.9) / 2
+    found = recommend(2, "unknown", records)
+    assert found.arm == "dense" and found.error == pytest.approx(0.7 / 3)
+    assert found.low == pytest.approx(0.2) and found.high == pytest.approx(0.3)
+    assert found.spec["ratio"] == 0 and found.spec["learner"] == "independent"
+
+
+def test_a_task_has_no_say_in_its_own_recommendation(records):
+    changed = records.assign(error_test=records["error_test"].where(records["task"] != "task1", 0.01))
+    for budget in (0.5, 1, 2):
+        assert recommend(budget, "task1", changed) == recommend(budget, "task1", records)
+
+
+def test_between_budgets_errors_are_linear_in_the_logarithm(records):
+    assert recommend(1, "task2", records).error == pytest.approx((0.55 + 0.4) / 2)
+
+
+@pytest.mark.parametrize("budget", [0.4, 3])
+def test_a_budget_that_was_not_measured_is_refused(records, budget):
+    with pytest.raises(UserError, match=rf"budget={budget} was not measured: expected 0\.5 to 2 dense"):
+        recommend(budget, "task0", records)
+
+
+def test_regrets_by_hand(records):
+    table = regrets(records).set_index(["policy", "task", "budget"])["regret"]
+    assert table["always dense", "task0", 0.5] == pytest.approx(0.3)
+    assert table["always half", "task2", 0.5] == pytest.approx(0.6)
+    assert table["adviser", "task0", 0.5] == pytest.approx(0.3)  # it recommends dense, see above
+    assert table["adviser", "task2", 0.5] == pytest.approx(0.6)
+    assert (table.xs(2.0, level="budget")["adviser"] == 0).all()
+    assert (table >= 0).all()
