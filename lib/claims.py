@@ -1,0 +1,209 @@
+"""The claims of the paper, each a measure over records or over the code itself, with what must hold of it.
+
+`paper/claims.yaml` lists them. A measure gives a value and, where it comes from trained networks, a 95 %
+interval; a claim is reproduced where its `holds` is true of a new measurement.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from torch import nn
+
+from lib import adviser, analysis, scaling
+from lib.backbones import load_backbone
+from lib.compute import Ledger, forward_macs, training_macs
+from lib.errors import UserError
+from lib.paths import ROOT
+from lib.profiles import arms_of, records_file
+from lib.pruning import plan_pruning
+from lib.pruning.sites import find_sites
+from lib.pruning.surgery import mask_channels
+from lib.streams import Split
+from lib.training import Recipe, TaskNetwork, fine_tune
+
+CLAIMS = ROOT / "paper" / "claims.yaml"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value and its 95 % interval, which is the value itself where nothing was sampled."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`says` is a sentence with places for value, low and high; `holds` a condition on the three."""
+
+    id: str
+    says: str
+    measure: str
+    arguments: dict
+    holds: str
+
+    def sentence(self, measured: Measured) -> str:
+        """What the claim says of a measurement."""
+        return self.says.format(value=measured.value, low=measured.low, high=measured.high)
+
+    def is_true_of(self, measured: Measured) -> bool:
+        """Whether `holds` holds."""
+        row = pd.DataFrame({"value": [measured.value], "low": [measured.low], "high": [measured.high]})
+        return bool(row.eval(self.holds).item())
+
+
+class NotMeasured(Exception):
+    """The profile's records do not have what a claim is about."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a claim is measured, and whether from records or from the code."""
+
+    call: Callable[..., Measured]
+    needs_records: bool
+
+
+MEASURES: dict[str, Measure] = {}
+
+
+def measure(needs_records: bool):
+    """Register the decorated function under its name."""
+
+    def register(call: Callable[..., Measured]) -> Callable[..., Measured]:
+        MEASURES[call.__name__] = Measure(call, needs_records)
+        return call
+
+    return register
+
+
+def load_claims() -> list[Claim]:
+    """The claims of `paper/claims.yaml`. Raises UserError for one that names an unknown measure."""
+    claims = [Claim(**fields) for fields in yaml.safe_load(CLAIMS.read_text())]
+    for claim in claims:
+        if claim.measure not in MEASURES:
+            raise UserError(
+                f"{CLAIMS.name}: claim {claim.id} has measure={claim.measure!r}: expected one of "
+                f"{', '.join(MEASURES)}."
+            )
+    return claims
+
+
+def measured(claim: Claim, records: pd.DataFrame | None) -> Measured:
+    """Measure a claim. Raises NotMeasured where that takes records that there are none of."""
+    chosen = MEASURES[claim.measure]
+    if not chosen.needs_records:
+        return chosen.call(**claim.arguments)
+    if records is None:
+        raise NotMeasured
+    return chosen.call(records, **claim.arguments)
+
+
+def all_records(profile: str) -> pd.DataFrame:
+    """The records of every arm of a profile that was run with the budgets that all share, a column `arm`."""
+    groups = ("arms", "criteria", "shapes", "learners")
+    there = [
+        group for group in groups
+        if arms_of(profile, group) and all(records_file(profile, a).exists() for a in arms_of(profile, group))
+    ]  # fmt: skip
+    if not there:
+        raise NotMeasured
+    return pd.concat([analysis.load_records(profile, group) for group in there], ignore_index=True)
+
+
+def _pair(records: pd.DataFrame, arm: str, other: str, budget: float) -> list[np.ndarray]:
+    """The errors (T, S) of two arms at a budget over the seeds in common."""
+    of_arms = records[records["arm"].isin([arm, other]) & (records["budget"] == budget)]
+    if of_arms["arm"].nunique() < 2:
+        raise NotMeasured
+    return analysis.seeds_in_common(analysis.errors_by_seed(of_arms), (arm, budget), (other, budget))
+
+
+@measure(needs_records=True)
+def improvement(records: pd.DataFrame, arm: str, over: str, budget: float, of: str) -> Measured:
+    """What an arm gains over another at the same budget: one of lib.analysis.MEASURES."""
+    pair = _pair(records, arm, over, budget)
+    statistic = analysis.MEASURES[of]
+    return _with_interval(statistic, pair)
+
+
+@measure(needs_records=True)
+def best_share(records: pd.DataFrame, unit: str, budget: float) -> Measured:
+    """The share of filters whose removal gives the lowest error at a budget, of those that were run."""
+    best = scaling.best_ratio(scaling.main_grid(records[records["unit"] == unit]))
+    row = best[best["budget"] == budget]
+    if row.empty:
+        raise NotMeasured
+    return Measured(*row[["ratio", "low", "high"]].iloc[0].astype(float))
+
+
+@measure(needs_records=True)
+def adviser_lead(records: pd.DataFrame, unit: str) -> Measured:
+    """By how much the adviser's mean regret is below that of the best fixed share, in points of error."""
+    grid = scaling.main_grid(records[records["unit"] == unit])
+    if grid.empty:
+        raise NotMeasured
+    table = adviser.regrets(grid).pivot_table("regret", "task", "policy")
+    fixed = table.drop(columns="adviser")
+    pair = [table[["adviser"]].to_numpy(), fixed[[fixed.mean().idxmin()]].to_numpy()]
+    return _with_interval(analysis.points_gained, pair)
+
+
+def _with_interval(statistic: Callable[..., np.ndarray], errors: list[np.ndarray]) -> Measured:
+    """A statistic of errors (T, S), and its interval over tasks and seeds."""
+    value = statistic(*(error.mean(1) for error in errors))
+    return Measured(float(value), *analysis.bootstrap(statistic, *errors))
+
+
+def _exactly(value: float) -> Measured:
+    return Measured(value, value, value)
+
+
+@measure(needs_records=False)
+def share_of_macs(backbone: str, ratio: float, image_size: int) -> Measured:
+    """The forward MACs of a pruned network over those of the dense one."""
+    dense = load_backbone(backbone)
+    pruned = plan_pruning(dense, ratio).apply(dense)
+    return _exactly(forward_macs(pruned, image_size) / forward_macs(dense, image_size))
+
+
+@measure(needs_records=False)
+def masked_difference(backbone: str, ratio: float, image_size: int) -> Measured:
+    """The largest difference of the pruned network's representation from the masked one's, over its size."""
+    dense = load_backbone(backbone).double()
+    plan = plan_pruning(dense, ratio)
+    masked = copy.deepcopy(dense)
+    for site in find_sites(masked, plan.granularity):
+        mask_channels(masked, site, torch.tensor(plan.kept[site.name]))
+    shape = 4, 3, image_size, image_size
+    images = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = masked(images)
+        difference = (plan.apply(dense)(images) - expected).abs().max() / expected.abs().max()
+    return _exactly(difference.item())
+
+
+@measure(needs_records=False)
+def ledger_difference(backbone: str, images: int) -> Measured:
+    """Charged images over images that went through the first layer in training, minus 1."""
+    network = TaskNetwork(load_backbone(backbone), 10)
+    seen = []
+
+    def see(_, inputs: tuple, __) -> None:
+        if not inputs[0].is_meta:  # counting MACs runs on meta tensors
+            seen.append(len(inputs[0]))
+
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_hook(see)
+    each = training_macs(network, 64)
+    split = Split(torch.zeros(64, 64, 64, 3, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64))
+    ledger = Ledger(math.ceil(images * each))
+    fine_tune(network, split, ledger, Recipe(1e-4), "fp32", seed=0)
+    return _exactly(ledger.total / (sum(seen) * each) - 1)

@@ -1,0 +1,141 @@
+"""Write what the paper takes from the records: `python -m lib.paper` fills `paper/generated`.
+
+`claims.json` holds the published value and interval of every claim, `claims.tex` its sentence, `numbers.tex`
+every other number, the other .tex files are tables, and `records.sha256` pins the records that all of it
+follows from. Nothing in them is written by hand.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+
+import pandas as pd
+
+from lib import analysis, scaling
+from lib.backbones import load_backbone
+from lib.claims import all_records, load_claims, measured
+from lib.compute import forward_macs
+from lib.errors import UserError, exit_with_one_sentence
+from lib.files import atomic_path
+from lib.paths import PAPER_RECORDS, ROOT
+from lib.profiles import arms_of
+from lib.streams import list_tasks
+
+GENERATED = ROOT / "paper" / "generated"
+
+
+def generated_files() -> dict[str, str]:
+    """Name -> text of every generated file. Raises UserError for a claim that the records do not bear out."""
+    records = all_records("paper")
+    found = {claim: measured(claim, records) for claim in load_claims()}
+    if false := [claim.id for claim, now in found.items() if not claim.is_true_of(now)]:
+        raise UserError(
+            f"The records do not bear out {', '.join(false)}: expected what paper/claims.yaml says under "
+            "`holds`. State the claim as it was measured."
+        )
+    sentences = {claim.id: claim.sentence(now) for claim, now in found.items()}
+    return {
+        "claims.json": json.dumps(
+            {
+                claim.id: {key: _rounded(value) for key, value in asdict(now).items()}
+                for claim, now in found.items()
+            },
+            indent=1,
+        )
+        + "\n",
+        "claims.tex": _macros("claim", sentences),
+        "numbers.tex": _macros("val", _numbers(records)),
+        "improvement.tex": _improvement(records),
+        "best.tex": _best(records),
+        "records.sha256": "".join(
+            f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
+            for file in sorted(PAPER_RECORDS.glob("*.parquet"))
+        ),
+    }
+
+
+def _rounded(value: float) -> float:
+    """To six digits: the rest differs between processors."""
+    return float(f"{value:.6g}")
+
+
+def _macros(kind: str, texts: dict[str, str]) -> str:
+    """LaTeX that lets `\\kind{key}` stand for a text."""
+    lines = [f"\\newcommand{{\\{kind}}}[1]{{\\csname {kind}@#1\\endcsname}}"]
+    for key, text in texts.items():
+        lines.append(f"\\expandafter\\def\\csname {kind}@{key}\\endcsname{{{escaped(text)}}}")
+    return "\n".join(lines) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text with LaTeX's special characters made harmless."""
+    for character in "%_&#":
+        text = text.replace(character, f"\\{character}")
+    return text
+
+
+def _numbers(records: pd.DataFrame) -> dict[str, str]:
+    """Numbers of the set-up."""
+    tasks = list_tasks("pocket")
+    sizes = {name: forward_macs(load_backbone(name, pretrained=False), 64) for name in (
+        "resnet26_64", "resnet18half_64", "efficientnet_lite0"
+    )}  # fmt: skip
+    arms = arms_of("paper")
+    hours = sum(
+        json.loads(file.read_text())["seconds"] for file in PAPER_RECORDS.glob("*.json")
+    ) / 3600  # fmt: skip
+    return {
+        "tasks": str(len(tasks)), "domains": str(tasks["domain"].nunique()),
+        "first year": str(tasks["year"].min()), "last year": str(tasks["year"].max()),
+        "train images": str(arms["dense"]["train_images"]),
+        "test images": str(arms["dense"]["evaluation_images"]),
+        "smallest budget": f"{records['budget'].min():g}", "largest budget": f"{records['budget'].max():g}",
+        "seeds": str(records["seed"].nunique()), "arms": str(len(arms)), "core hours": f"{hours:.1f}",
+        "large": f"{sizes['resnet26_64'] / 1e6:.0f}", "small": f"{sizes['resnet18half_64'] / 1e6:.0f}",
+        "lite": f"{sizes['efficientnet_lite0'] / 1e6:.0f}",
+    }  # fmt: skip
+
+
+def _improvement(records: pd.DataFrame) -> str:
+    """A table of the main grid: accuracy gained and error cut over dense at each budget."""
+    gains = analysis.improvement_over_dense(scaling.main_grid(records))
+    ratios = records.drop_duplicates("arm").set_index("arm")["ratio"]
+    lines = ["\\begin{tabular}{llrrr}", "\\toprule"]
+    lines += ["network & removed & budget & accuracy gained & error cut \\\\", "\\midrule"]
+    for row in (
+        gains.assign(ratio=gains["arm"].map(ratios)).sort_values(["unit", "ratio", "budget"]).itertuples()
+    ):
+        cells = [
+            row.unit.split("@")[0], f"{row.ratio:.0%}", f"{row.budget:g}",
+            f"{row.accuracy_gain:+.0%} [{row.accuracy_gain_low:+.0%}, {row.accuracy_gain_high:+.0%}]",
+            f"{row.error_cut:+.0%} [{row.error_cut_low:+.0%}, {row.error_cut_high:+.0%}]",
+        ]  # fmt: skip
+        lines.append(" & ".join(map(escaped, cells)) + " \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def _best(records: pd.DataFrame) -> str:
+    """A table of the best share and of the front, a row a unit and budget."""
+    best = scaling.best_ratio(scaling.main_grid(records)).set_index(["unit", "budget"])
+    front = scaling.front(records).set_index(["unit", "budget"])
+    lines = ["\\begin{tabular}{lrrl}", "\\toprule"]
+    lines += ["network & budget & best share removed & lowest error of all arms \\\\", "\\midrule"]
+    for (unit, budget), row in best.iterrows():
+        lowest = front.loc[(unit, budget)]
+        cells = [
+            unit.split("@")[0], f"{budget:g}", f"{row['ratio']:.0%} [{row['low']:.0%}, {row['high']:.0%}]",
+            f"{lowest['error']:.3f} ({lowest['arm']})",
+        ]  # fmt: skip
+        lines.append(" & ".join(map(escaped, cells)) + " \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def main() -> None:
+    for name, text in generated_files().items():
+        with atomic_path(GENERATED / name) as temporary:
+            temporary.write_text(text)
+
+
+if __name__ == "__main__":
+    with exit_with_one_sentence():
+        main()
