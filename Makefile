@@ -23,8 +23,8 @@ DRAWN += 10_asymptote 11_filter_or_channel 12_which_filters 13_adviser
 endif
 # What `make pretrain` trains.
 NETWORKS ?= resnet26_64 resnet18half_64
-# What nbval checks: all but the one that needs Tiny ImageNet and hours.
-CHECKED := $(filter-out notebooks/pretrain.ipynb,$(wildcard notebooks/*.ipynb))
+# What nbval checks: all but the one that needs Tiny ImageNet and hours, and the one whose outputs are controls.
+CHECKED := $(filter-out notebooks/pretrain.ipynb notebooks/explore.ipynb,$(wildcard notebooks/*.ipynb))
 FIGURES := $(DRAWN:%=figures/$(PROFILE)/%.pdf)
 # A -j given to make is passed on; without one, the arms get JOBS.
 PARALLEL = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
@@ -35,7 +35,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup figures rerun runs setup-cluster test test-slow test-all notebooks pretrain tune tasks lab lint clean _all_figures _arms
+.PHONY: help setup figures rerun runs setup-cluster test test-slow test-all notebooks pretrain numbers verify paper arxiv tune tasks lab lint clean _all_figures _arms
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -103,14 +103,39 @@ pretrain: setup ## pretrain the residual networks from scratch (ARCHIVE=path/to/
 		$(PY) -m lib.execute notebooks/pretrain.ipynb build/pretraining/$$network.ipynb build/pretraining/$$network.parameters.json || exit 1; \
 	done
 
+numbers: setup ## write what the paper takes from the committed records: claims, numbers, tables
+	@$(PY) -m lib.paper
+
+verify: setup ## measure the paper's claims again at PROFILE, and every committed number against the records
+ifeq ($(PROFILE),pocket)
+	@$(PY) -m lib.profiles stamps "$(PROFILE)"
+	$(run_arms)
+endif
+	@$(PY) -m lib.verify "$(PROFILE)"
+
+paper: setup ## build paper/main.pdf with latexmk or tectonic
+	@if command -v latexmk >/dev/null; then cd paper && latexmk -quiet -pdf -halt-on-error main.tex; \
+	elif command -v tectonic >/dev/null; then cd paper && tectonic --keep-intermediates main.tex; \
+	else echo "Error: neither latexmk nor tectonic is here: install one, with" \
+		"'apt-get install latexmk texlive-latex-recommended texlive-publishers texlive-fonts-recommended' or from" \
+		"https://tectonic-typesetting.github.io." >&2; exit 1; fi
+	@echo "The paper is in paper/main.pdf."
+
+arxiv: paper ## pack the paper's sources into build/arxiv.tar.gz
+	@rm -rf build/arxiv && mkdir -p build/arxiv/figures
+	@cp -r paper/main.tex paper/main.bbl paper/references.bib paper/generated build/arxiv
+	@cp figures/paper/*.pdf build/arxiv/figures
+	@tar -C build/arxiv -czf build/arxiv.tar.gz .
+	@echo "The sources are in build/arxiv.tar.gz."
+
 tune: setup ## measure the precision that BACKBONES (default: all) train fastest in on DEVICE (default: cpu)
 	@$(PY) -m lib.tune_precision "$(or $(DEVICE),cpu)" $(BACKBONES)
 
 tasks: setup ## list the tasks of STREAM (default: pocket; or the path of a stream.yaml), here or not
 	@$(PY) -m lib.streams "$(or $(STREAM),pocket)"
 
-lab: setup ## open JupyterLab on the notebooks
-	$(PY) -m jupyter lab --notebook-dir=notebooks
+lab: setup ## open JupyterLab on the start page
+	$(PY) -m jupyter lab notebooks/index.ipynb
 
 lint: setup ## check and format the code
 	$(PY) -m ruff check --fix lib tests

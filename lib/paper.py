@@ -2,7 +2,7 @@
 
 `claims.json` holds the published value and interval of every claim, `claims.tex` its sentence, `numbers.tex`
 every other number, the other .tex files are tables, and `records.sha256` pins the records that all of it
-follows from. Nothing in them is written by hand.
+follows from; `drawn_at.tex` holds each figure's commit. Nothing in them is written by hand.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from lib.claims import all_records, load_claims, measured
 from lib.compute import forward_macs
 from lib.errors import UserError, exit_with_one_sentence
 from lib.files import atomic_path
-from lib.paths import PAPER_RECORDS, ROOT
+from lib.paths import FIGURES, PAPER_RECORDS, ROOT
 from lib.profiles import arms_of
 from lib.streams import list_tasks
 
@@ -130,8 +130,14 @@ def _best(records: pd.DataFrame) -> str:
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
+def drawn_at() -> str:
+    """Macros of the commit whose code drew each figure, shortened."""
+    stamps = {file.stem: json.loads(file.read_text()) for file in sorted((FIGURES / "paper").glob("*.json"))}
+    return _macros("drawnat", {name: stamp["commit"][:7] for name, stamp in stamps.items()})
+
+
 def main() -> None:
-    for name, text in generated_files().items():
+    for name, text in {**generated_files(), "drawn_at.tex": drawn_at()}.items():
         with atomic_path(GENERATED / name) as temporary:
             temporary.write_text(text)
 
