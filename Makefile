@@ -35,7 +35,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup figures rerun runs setup-cluster test test-slow test-all notebooks pretrain numbers verify paper arxiv tune tasks lab lint clean _all_figures _arms
+.PHONY: help setup figures rerun runs setup-cluster setup-browser test test-slow test-all notebooks pretrain numbers verify paper arxiv tune tasks lab html lint clean _all_figures _arms
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -82,6 +82,10 @@ setup-cluster: setup
 	@$(PY) -c 'import dask_jobqueue, bokeh' 2>/dev/null || \
 		$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[cluster]'
 
+setup-browser: setup
+	@$(PY) -c 'import selenium' 2>/dev/null || \
+		$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+
 test: setup ## the fast tests, and nbval on the notebooks
 	$(PY) -m pytest -m "not slow"
 	$(PY) -m pytest --nbval $(CHECKED) -p no:cacheprovider
@@ -94,6 +98,10 @@ test-all: test test-slow ## all tests
 notebooks: setup ## execute the notebooks in place, so that they carry their outputs
 	$(PY) -m jupyter nbconvert --execute --inplace --log-level WARN \
 		--ExecutePreprocessor.record_timing=False $(CHECKED)
+
+html: setup ## write copies of the executed notebooks into build/html
+	@$(PY) -m jupyter nbconvert --to html --log-level WARN --output-dir build/html notebooks/*.ipynb
+	@echo "The copies are in build/html."
 
 pretrain: setup ## pretrain the residual networks from scratch (ARCHIVE=path/to/tiny-imagenet-200.zip)
 	@test -e "$(ARCHIVE)" || { echo "Error: ARCHIVE=$(ARCHIVE) does not exist: give the path of tiny-imagenet-200.zip." >&2; exit 1; }

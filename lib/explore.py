@@ -49,7 +49,8 @@ class Explorer:
         )
         self.start = Button(description="fine-tune", button_style="primary")
         self.summary, self.message = HTML(), HTML()
-        self.network_picture, self.curve_picture = Image(format="png"), Image(format="png")
+        self.network_picture = Image(format="png")
+        self.curve_picture = Image(format="png", layout=Layout(display="none"))
         for chosen in (self.backbone, self.ratio, self.criterion, self.repair):
             chosen.observe(lambda _: self.prune(), names="value")
         self.start.on_click(lambda _: self.fine_tune())
@@ -93,6 +94,7 @@ class Explorer:
                 records = run_stream(self._spec(budget), self.out)
                 errors[budget] = records["error_test"].iloc[0]
                 self.curve_picture.value = _png(_curve(errors, self._measured_before()))
+                self.curve_picture.layout.display = ""
             self.message.value = ", ".join(f"{b:g}: error {error:.3f}" for b, error in errors.items())
         except UserError as error:
             self.message.value = f"<b>{escape(str(error))}</b>"

@@ -1,0 +1,138 @@
+"""Claims: what they measure, and that a number changed by hand is caught."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_analysis import ERRORS, records_of, with_seeds
+
+from lib import analysis, claims, paper, verify
+from lib.claims import MEASURES, Claim, Measured, NotMeasured, load_claims, measured
+from lib.errors import UserError
+from lib.paths import PAPER_RECORDS
+from lib.profiles import arms_of
+
+
+def claim(measure: str, holds: str = "low > 0", **arguments) -> Claim:
+    return Claim("one", "{value:+.0%} [{low:+.0%}, {high:+.0%}]", measure, arguments, holds)
+
+
+def test_improvement_is_that_of_the_analysis():
+    records = with_seeds({"dense": 3, "half": 2})
+    row = analysis.improvement_over_dense(records).iloc[0]
+    one = claim("improvement", arm="half", over="dense", budget=0.5, of="accuracy_gain")
+    found = measured(one, records)
+    assert found.value == pytest.approx(row["accuracy_gain"])
+    assert (found.low, found.high) == pytest.approx((row["accuracy_gain_low"], row["accuracy_gain_high"]))
+    assert one.is_true_of(found) and not claim("improvement", holds="high < 0").is_true_of(found)
+    assert one.sentence(Measured(0.5, 0.25, 0.75)) == "+50% [+25%, +75%]"
+
+
+@pytest.mark.parametrize("arguments", [{"arm": "other", "budget": 0.5}, {"arm": "half", "budget": 9}])
+def test_what_the_records_do_not_have_is_not_measured(arguments):
+    one = claim("improvement", over="dense", of="points_gained", **arguments)
+    with pytest.raises(NotMeasured):
+        measured(one, records_of(ERRORS))
+    with pytest.raises(NotMeasured):
+        measured(one, None)
+
+
+def test_what_is_claimed_of_the_code_is_measured_without_records():
+    share = measured(claim("share_of_macs", backbone="resnet18half_64", ratio=0.5, image_size=64), None)
+    assert 0.3 < share.value < 0.7 and share.low == share.high == share.value
+    exact = measured(claim("masked_difference", backbone="resnet18half_64", ratio=0.5, image_size=64), None)
+    assert exact.value < 1e-12
+    assert measured(claim("ledger_difference", backbone="resnet18half_64", images=37), None).value == 0
+
+
+def test_a_masked_network_is_not_the_dense_one(monkeypatch):
+    """Were nothing masked, the difference would show."""
+    monkeypatch.setattr(claims, "mask_channels", lambda *_: None)
+    found = measured(claim("masked_difference", backbone="resnet18half_64", ratio=0.5, image_size=64), None)
+    assert found.value > 1e-3
+
+
+def test_claims_are_told_apart_and_name_measures_and_arms_that_exist():
+    found = load_claims()
+    assert len({one.id for one in found}) == len(found) > 10
+    for one in found:
+        for key in ("arm", "over"):
+            assert one.arguments.get(key, "dense") in arms_of("paper")
+        assert one.measure in MEASURES and one.sentence(Measured(0.1, 0.0, 0.2))
+
+
+def test_an_unknown_measure_is_refused(tmp_path, monkeypatch):
+    file = tmp_path / "claims.yaml"
+    file.write_text("- {id: a, says: x, measure: guess, arguments: {}, holds: value > 0}")
+    monkeypatch.setattr(claims, "CLAIMS", file)
+    with pytest.raises(UserError, match="claim a has measure='guess': expected one of improvement, "):
+        load_claims()
+
+
+# --- committed numbers ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def committed(tmp_path, monkeypatch) -> Path:
+    """A copy of the committed records and of what was generated from them."""
+    shutil.copytree(PAPER_RECORDS, tmp_path / "records")
+    shutil.copytree(paper.GENERATED, tmp_path / "generated")
+    records_file = analysis.records_file
+    for module in (analysis, claims):
+        monkeypatch.setattr(
+            module, "records_file",
+            lambda profile, arm: tmp_path / "records" / records_file(profile, arm).name,
+        )  # fmt: skip
+    monkeypatch.setattr(paper, "PAPER_RECORDS", tmp_path / "records")
+    for module in (paper, verify):
+        monkeypatch.setattr(module, "GENERATED", tmp_path / "generated")
+    return tmp_path
+
+
+def test_the_committed_numbers_follow_from_the_committed_records(committed):
+    assert verify.altered() == []
+
+
+def test_a_number_changed_in_a_record_is_caught(committed):
+    file = committed / "records" / "previous.parquet"
+    records = pd.read_parquet(file)
+    records.loc[3, "error_test"] = np.nextafter(records.loc[3, "error_test"], 1)
+    records.to_parquet(file, index=False)
+    assert verify.altered() == ["records.sha256"]
+
+
+def test_a_number_changed_in_what_is_generated_is_caught(committed):
+    file = committed / "generated" / "claims.json"
+    published = json.loads(file.read_text())
+    published["macs-half"]["value"] += 1e-5
+    file.write_text(json.dumps(published, indent=1) + "\n")
+    assert verify.altered() == ["claims.json"]
+    table = committed / "generated" / "improvement.tex"
+    table.write_text(table.read_text().replace("1", "2", 1))
+    with pytest.raises(UserError, match=r"claims\.json, improvement\.tex in generated/ are not what"):
+        verify.main("smoke")
+
+
+def test_smoke_verifies_the_code_and_leaves_the_rest(committed, capsys):
+    verify.main("smoke")
+    printed = capsys.readouterr().out
+    code = sum(not MEASURES[one.measure].needs_records for one in load_claims())
+    assert f"smoke: {len(load_claims()) - code} not measured here, {code} reproduced." in printed
+
+
+def test_a_claim_that_does_not_hold_ends_verify_with_1(committed, monkeypatch, capsys):
+    monkeypatch.setattr(claims, "mask_channels", lambda *_: None)
+    monkeypatch.setattr(verify, "altered", list)
+    with pytest.raises(SystemExit) as ended:
+        verify.main("smoke")
+    assert ended.value.code == 1 and "not reproduced" in capsys.readouterr().out
+
+
+def test_a_claim_that_the_records_do_not_bear_out_is_not_published(committed, monkeypatch):
+    wrong = claim("share_of_macs", holds="value > 1", backbone="resnet26_64", ratio=0.5, image_size=64)
+    monkeypatch.setattr(paper, "load_claims", lambda: [wrong])
+    with pytest.raises(UserError, match="The records do not bear out one: expected"):
+        paper.generated_files()
