@@ -146,11 +146,11 @@ def best_share(records: pd.DataFrame, unit: str, budget: float) -> Measured:
 
 @measure(needs_records=True)
 def adviser_lead(records: pd.DataFrame, unit: str) -> Measured:
-    """By how much the adviser's mean regret is below that of the best fixed share, in points of error."""
-    grid = scaling.main_grid(records[records["unit"] == unit])
-    if grid.empty:
+    """By how many points of error the adviser's mean regret is below that of the best fixed choice."""
+    of_unit = records[records["unit"] == unit]
+    if of_unit.empty:
         raise NotMeasured
-    table = adviser.regrets(grid).pivot_table("regret", "task", "policy")
+    table = adviser.regrets(of_unit).pivot_table("regret", "task", "policy")
     fixed = table.drop(columns="adviser")
     pair = [table[["adviser"]].to_numpy(), fixed[[fixed.mean().idxmin()]].to_numpy()]
     return _with_interval(analysis.points_gained, pair)

@@ -36,7 +36,9 @@ def error_by_ratio(grid: pd.DataFrame) -> pd.DataFrame:
     """Mean error of each ratio at each budget of each unit, with its interval over tasks and seeds."""
     ratios = grid.drop_duplicates("arm").set_index("arm")["ratio"]
     means = mean_errors(grid)
-    return means.assign(ratio=means["arm"].map(ratios)).sort_values(["unit", "budget", "ratio"])
+    units = means["unit"].map({unit: place for place, unit in enumerate(means["unit"].unique())})
+    means = means.assign(ratio=means["arm"].map(ratios), place=units)
+    return means.sort_values(["place", "budget", "ratio"]).drop(columns="place")
 
 
 def best_ratio(grid: pd.DataFrame) -> pd.DataFrame:
@@ -80,7 +82,8 @@ def asymptotes(grid: pd.DataFrame) -> pd.DataFrame:
     """`power_law` of the mean error, a row an arm, with the interval of the floor over tasks and seeds.
 
     Columns: unit, arm, ratio, floor, scale, exponent, low, high (of the floor), and identified: whether the
-    interval is narrower than IDENTIFIED. Where it is not, the budgets that were run do not tell the floor.
+    interval is narrower than IDENTIFIED and does not touch 0, where the fit ends. Where it does, the budgets
+    that were run do not tell the floor.
     """
     rows = []
     for unit, of_unit in grid.groupby("unit", sort=False):
@@ -95,6 +98,7 @@ def asymptotes(grid: pd.DataFrame) -> pd.DataFrame:
             floor, scale, exponent = curve or (np.nan, np.nan, np.nan)
             rows.append({
                 "unit": unit, "arm": arm, "ratio": of_arm["ratio"].iloc[0], "floor": floor, "scale": scale,
-                "exponent": exponent, "low": low, "high": high, "identified": high - low < IDENTIFIED,
+                "exponent": exponent, "low": low, "high": high,
+                "identified": low > 1e-6 and high - low < IDENTIFIED,
             })  # fmt: skip
     return pd.DataFrame(rows)

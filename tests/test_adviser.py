@@ -26,7 +26,8 @@ def records() -> pd.DataFrame:
 
 def test_the_best_on_the_other_tasks_is_recommended(records):
     assert recommend(0.5, "task2", records).arm == "half"
-    assert recommend(0.5, "task0", records).arm == "dense"  # (0.8 + 0.3) / 2 against (0.6 + 0.9) / 2
+    # (0.8 + 0.3) / 2 against (0.6 + 0.9) / 2, and at two doublings' distance in dense's favour, too.
+    assert recommend(0.5, "task0", records).arm == "dense"
     found = recommend(2, "unknown", records)
     assert found.arm == "dense" and found.error == pytest.approx(0.7 / 3)
     assert found.low == pytest.approx(0.2) and found.high == pytest.approx(0.3)
@@ -37,6 +38,16 @@ def test_a_task_has_no_say_in_its_own_recommendation(records):
     changed = records.assign(error_test=records["error_test"].where(records["task"] != "task1", 0.01))
     for budget in (0.5, 1, 2):
         assert recommend(budget, "task1", changed) == recommend(budget, "task1", records)
+
+
+def test_neighbouring_budgets_have_a_say(records):
+    """At 1, a doubling from both, the errors at 0.5 and 2 weigh the same."""
+    tilted = records.copy()
+    at_two = (records["budget"] == 2) & (records["arm"] == "half")
+    for error, best in ((0.49, "half"), (0.51, "dense")):
+        # Without the third task dense has 0.8 and 0.25, half has 0.55 and this: they meet at 0.5.
+        tilted.loc[at_two, "error_test"] = error
+        assert recommend(1, "task2", tilted).arm == best
 
 
 def test_between_budgets_errors_are_linear_in_the_logarithm(records):

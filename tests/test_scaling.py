@@ -59,6 +59,9 @@ def test_an_asymptote_is_found_where_the_budgets_tell_it_and_said_to_be_unknown_
         assert told.loc[ratio, "exponent"] == pytest.approx(exponent, abs=0.05)
     untold = asymptotes(records_of({0.0: (0.2, 0.3, 0.1)}, budgets=(0.5, 1.0, 2.0), noise=0.02))
     assert not untold["identified"].any()
+    # Errors that are still a straight line in the logarithms: the fit ends at a floor of 0.
+    straight = asymptotes(records_of({0.0: (0.0, 0.5, 0.2)}, noise=1e-5))
+    assert not straight["identified"].any()
 
 
 def test_the_grid_is_what_differs_in_the_ratio_alone():

@@ -111,16 +111,18 @@ def regret(table: pd.DataFrame) -> Figure:
 
     Columns of the table: choice, policy, budget, regret (a row a task).
     """
-    choices = list(table["choice"].unique())
-    figure, grid = plt.subplots(1, len(choices), figsize=(PAGE_WIDTH, 3.4), sharey=True, squeeze=False)
+    choices, policies = list(table["choice"].unique()), list(table["policy"].unique())
+    colours = dict(zip(policies, sns.color_palette("husl", len(policies)), strict=True))
+    figure, grid = plt.subplots(1, len(choices), figsize=(PAGE_WIDTH, 4.0), sharey=True, squeeze=False)
     for axes, choice in zip(grid[0], choices, strict=True):
         means = table[table["choice"] == choice].pivot_table("regret", "budget", "policy", sort=False)
-        for policy, colour in zip(means.columns, sns.color_palette("husl", len(means.columns)), strict=True):
-            advised = policy == "adviser"
-            look = {"color": "black", "linewidth": 2.5} if advised else {"color": colour, "linewidth": 0.9}
-            axes.plot(means.index, means[policy], marker="o", label=policy.replace("_", " "), **look)
+        for place, policy in enumerate(means.columns):
+            look = {"color": colours[policy], "linewidth": 0.9, "marker": "osD^v<>"[place % 7]}
+            if policy == "adviser":
+                look = {"color": "black", "linewidth": 2.5, "marker": "o"}
+            axes.plot(means.index, means[policy], label=policy.replace("_", " "), **look)
         budget_axis(axes, means.index.to_numpy())
         axes.set_title(choice)
-        axes.legend(frameon=False, fontsize=5.5, ncols=2)
     grid[0, 0].set_ylabel("error above the best in hindsight\n(mean over tasks)")
+    legend_below(figure, list(grid[0]), columns=4, title=None)
     return figure
