@@ -35,7 +35,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup figures rerun runs setup-cluster setup-browser test test-slow test-all notebooks pretrain numbers verify paper arxiv tune tasks lab html lint clean _all_figures _arms
+.PHONY: help setup figures rerun runs setup-cluster setup-browser test test-slow test-all notebooks pretrain numbers verify paper arxiv benchmark tune tasks lab html lint clean _all_figures _arms
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -135,6 +135,9 @@ arxiv: paper ## pack the paper's sources into build/arxiv.tar.gz
 	@cp figures/paper/*.pdf build/arxiv/figures
 	@tar -C build/arxiv -czf build/arxiv.tar.gz .
 	@echo "The sources are in build/arxiv.tar.gz."
+
+benchmark: setup ## the engine's speed, growth and sharing, against the bare step and the usual loop
+	@$(PY) tests/benchmarks/engine.py
 
 tune: setup ## measure the precision that BACKBONES (default: all) train fastest in on DEVICE (default: cpu)
 	@$(PY) -m lib.tune_precision "$(or $(DEVICE),cpu)" $(BACKBONES)

@@ -135,9 +135,12 @@ def improvement(records: pd.DataFrame, arm: str, over: str, budget: float, of: s
 
 
 @measure(needs_records=True)
-def best_share(records: pd.DataFrame, unit: str, budget: float) -> Measured:
+def best_share(records: pd.DataFrame, unit: str, granularity: str, budget: float) -> Measured:
     """The share of filters whose removal gives the lowest error at a budget, of those that were run."""
-    best = scaling.best_ratio(scaling.main_grid(records[records["unit"] == unit]))
+    grid = scaling.main_grid(records[records["unit"] == unit], granularity)
+    if grid["ratio"].nunique() < 3:
+        raise NotMeasured
+    best = scaling.best_ratio(grid)
     row = best[best["budget"] == budget]
     if row.empty:
         raise NotMeasured
@@ -167,10 +170,10 @@ def _exactly(value: float) -> Measured:
 
 
 @measure(needs_records=False)
-def share_of_macs(backbone: str, ratio: float, image_size: int) -> Measured:
+def share_of_macs(backbone: str, ratio: float, granularity: str, image_size: int) -> Measured:
     """The forward MACs of a pruned network over those of the dense one."""
     dense = load_backbone(backbone)
-    pruned = plan_pruning(dense, ratio).apply(dense)
+    pruned = plan_pruning(dense, ratio, granularity=granularity).apply(dense)
     return _exactly(forward_macs(pruned, image_size) / forward_macs(dense, image_size))
 
 

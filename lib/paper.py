@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import asdict
 
+import numpy as np
 import pandas as pd
 
 from lib import analysis, scaling
@@ -98,36 +99,37 @@ def _numbers(records: pd.DataFrame) -> dict[str, str]:
 
 def _improvement(records: pd.DataFrame) -> str:
     """A table of the main grid: accuracy gained and error cut over dense at each budget."""
-    gains = analysis.improvement_over_dense(scaling.main_grid(records))
+    gains = scaling.by_granularity(records, analysis.improvement_over_dense)
     ratios = records.drop_duplicates("arm").set_index("arm")["ratio"]
-    lines = ["\\begin{tabular}{llrrr}", "\\toprule"]
-    lines += ["network & removed & budget & accuracy gained & error cut \\\\", "\\midrule"]
-    for row in (
-        gains.assign(ratio=gains["arm"].map(ratios)).sort_values(["unit", "ratio", "budget"]).itertuples()
-    ):
-        cells = [
-            row.unit.split("@")[0], f"{row.ratio:.0%}", f"{row.budget:g}",
-            f"{row.accuracy_gain:+.0%} [{row.accuracy_gain_low:+.0%}, {row.accuracy_gain_high:+.0%}]",
-            f"{row.error_cut:+.0%} [{row.error_cut_low:+.0%}, {row.error_cut_high:+.0%}]",
-        ]  # fmt: skip
-        lines.append(" & ".join(map(escaped, cells)) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+    gains = gains.assign(ratio=gains["arm"].map(ratios))
+    rows = []
+    for (unit, granularity, ratio), of_arm in gains.groupby(["unit", "granularity", "ratio"], sort=True):
+        shown = [
+            f"{row.accuracy_gain:+.0%} [{row.accuracy_gain_low:+.0%}, {row.accuracy_gain_high:+.0%}]"
+            for row in of_arm.sort_values("budget").itertuples()
+        ]
+        rows.append([f"{unit.split('@')[0]}, {granularity}, {ratio:.0%}", *shown])
+    return _tabular(["removed", *(f"{budget:g}" for budget in np.sort(gains["budget"].unique()))], rows)
 
 
 def _best(records: pd.DataFrame) -> str:
-    """A table of the best share and of the front, a row a unit and budget."""
-    best = scaling.best_ratio(scaling.main_grid(records)).set_index(["unit", "budget"])
-    front = scaling.front(records).set_index(["unit", "budget"])
-    lines = ["\\begin{tabular}{lrrl}", "\\toprule"]
-    lines += ["network & budget & best share removed & lowest error of all arms \\\\", "\\midrule"]
-    for (unit, budget), row in best.iterrows():
-        lowest = front.loc[(unit, budget)]
-        cells = [
-            unit.split("@")[0], f"{budget:g}", f"{row['ratio']:.0%} [{row['low']:.0%}, {row['high']:.0%}]",
-            f"{lowest['error']:.3f} ({lowest['arm']})",
-        ]  # fmt: skip
-        lines.append(" & ".join(map(escaped, cells)) + " \\\\")
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+    """A table of the best share by budget, a row a unit and granularity, and of the front."""
+    best = scaling.by_granularity(records, scaling.best_ratio)
+    rows = []
+    for (unit, granularity), of_grid in best.groupby(["unit", "granularity"], sort=False):
+        shown = [f"{row.ratio:.0%} [{row.low:.0%}, {row.high:.0%}]" for row in of_grid.itertuples()]
+        rows.append([f"{unit.split('@')[0]}, {granularity}", *shown])
+    for unit, of_unit in scaling.front(records).groupby("unit", sort=False):
+        shown = [f"{row.error:.3f} ({row.arm})" for row in of_unit.itertuples()]
+        rows.append([f"{unit.split('@')[0]}, lowest error", *shown])
+    return _tabular(["", *(f"{budget:g}" for budget in np.sort(best["budget"].unique()))], rows)
+
+
+def _tabular(head: list[str], rows: list[list[str]]) -> str:
+    lines = [" & ".join(map(escaped, cells)) + " \\\\" for cells in (head, *rows)]
+    columns = "l" + "r" * (len(head) - 1)
+    body = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", lines[0], "\\midrule", *lines[1:]]
+    return "\n".join([*body, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
 def drawn_at() -> str:

@@ -4,6 +4,7 @@ Reads records only, like lib/analysis.py, and imports nothing that trains.
 """
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -15,13 +16,24 @@ REFITS = 200  # of a curve, on draws of tasks and seeds
 IDENTIFIED = 0.1  # a floor whose 95 % interval is wider than this is not known
 
 
-def main_grid(records: pd.DataFrame) -> pd.DataFrame:
+def main_grid(records: pd.DataFrame, granularity: str = "filter") -> pd.DataFrame:
     """The arms that differ in the ratio alone: the unit's own network, fine-tuned, one criterion."""
     own = records["backbone"] + "@" + records["image_size"].astype(str) == records["unit"]
     fine_tuned = (records["learner"] == "independent") & (records["trials"] == 1)
     alike = (records["criterion"] == "activation") & (records["repair"] == "mean")
-    alike &= (records["scope"] == "uniform") & (records["granularity"] == "filter")
+    alike &= (records["scope"] == "uniform") & (records["granularity"] == granularity)
     return records[own & fine_tuned & (alike | (records["ratio"] == 0))]
+
+
+def by_granularity(records: pd.DataFrame, table_of: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
+    """`table_of` the main grid of every granularity that was run, one below the other."""
+    tables = []
+    for granularity in records["granularity"].unique():
+        grid = main_grid(records, granularity)
+        pruned = grid.groupby("unit")["ratio"].transform("max") > 0
+        if pruned.any():
+            tables.append(table_of(grid[pruned]).assign(granularity=granularity))
+    return pd.concat(tables, ignore_index=True)
 
 
 def front(records: pd.DataFrame) -> pd.DataFrame:

@@ -41,7 +41,10 @@ def test_what_the_records_do_not_have_is_not_measured(arguments):
 
 
 def test_what_is_claimed_of_the_code_is_measured_without_records():
-    share = measured(claim("share_of_macs", backbone="resnet18half_64", ratio=0.5, image_size=64), None)
+    half = {"backbone": "resnet18half_64", "ratio": 0.5, "image_size": 64}
+    share = measured(claim("share_of_macs", granularity="filter", **half), None)
+    thin = measured(claim("share_of_macs", granularity="channel", **half), None)
+    assert thin.value < share.value
     assert 0.3 < share.value < 0.7 and share.low == share.high == share.value
     exact = measured(claim("masked_difference", backbone="resnet18half_64", ratio=0.5, image_size=64), None)
     assert exact.value < 1e-12
@@ -107,7 +110,7 @@ def test_a_number_changed_in_a_record_is_caught(committed):
 def test_a_number_changed_in_what_is_generated_is_caught(committed):
     file = committed / "generated" / "claims.json"
     published = json.loads(file.read_text())
-    published["macs-half"]["value"] += 1e-5
+    published["macs-filter"]["value"] += 1e-5
     file.write_text(json.dumps(published, indent=1) + "\n")
     assert verify.altered() == ["claims.json"]
     table = committed / "generated" / "improvement.tex"
@@ -132,7 +135,8 @@ def test_a_claim_that_does_not_hold_ends_verify_with_1(committed, monkeypatch, c
 
 
 def test_a_claim_that_the_records_do_not_bear_out_is_not_published(committed, monkeypatch):
-    wrong = claim("share_of_macs", holds="value > 1", backbone="resnet26_64", ratio=0.5, image_size=64)
+    arguments = {"backbone": "resnet26_64", "ratio": 0.5, "granularity": "filter", "image_size": 64}
+    wrong = claim("share_of_macs", holds="value > 1", **arguments)
     monkeypatch.setattr(paper, "load_claims", lambda: [wrong])
     with pytest.raises(UserError, match="The records do not bear out one: expected"):
         paper.generated_files()

@@ -342,9 +342,13 @@ def test_a_killed_run_of_a_learner_with_memory_goes_on_to_the_same_records(learn
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
-    """Of the learner with most state on disk; a kill lands in reading, training, writing or starting."""
-    fields = STREAM | {"learner": "dynamic", "tasks": None, "budgets": [0.5, 0.75, 1, 1.25, 1.5, 2]}
+@pytest.mark.parametrize("learner", ["dynamic", "independent"])
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path, learner):
+    """Of the learner with most state on disk, and of one whose budgets share trunks.
+
+    A kill lands in reading, training, writing or starting.
+    """
+    fields = STREAM | {"learner": learner, "tasks": None, "budgets": [0.5, 0.75, 1, 1.25, 1.5, 2]}
     undisturbed = run_stream(RunSpec(**fields), tmp_path / "undisturbed")
     out, rng = tmp_path / "killed", np.random.default_rng(0)
     for _ in range(20):

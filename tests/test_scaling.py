@@ -4,7 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.scaling import asymptotes, best_ratio, error_by_ratio, fitted, front, main_grid, power_law
+from lib.scaling import (
+    asymptotes,
+    best_ratio,
+    by_granularity,
+    error_by_ratio,
+    fitted,
+    front,
+    main_grid,
+    power_law,
+)
 
 BUDGETS = 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0
 
@@ -73,3 +82,11 @@ def test_the_grid_is_what_differs_in_the_ratio_alone():
         assert main_grid(changed).empty or (column in ("criterion", "repair", "scope", "granularity"))
         assert set(main_grid(changed)["ratio"]) <= {0.0}
     assert set(main_grid(records)["ratio"]) == {0.0, 0.25, 0.5}
+
+
+def test_each_granularity_has_a_grid_of_its_own_with_the_same_dense_arm():
+    records = records_of({0.0: (0.2, 0.3, 0.6), 0.5: (0.2, 0.3, 0.6), 0.25: (0.2, 0.3, 0.6)})
+    records.loc[records["ratio"] == 0.25, "granularity"] = "channel"
+    table = by_granularity(records, error_by_ratio)
+    found = table.groupby("granularity")["ratio"].unique().map(sorted).to_dict()
+    assert found == {"filter": [0.0, 0.5], "channel": [0.0, 0.25]}

@@ -19,23 +19,32 @@ from lib.plots.style import (
 
 
 def error_against_compute(records: pd.DataFrame, means: pd.DataFrame, front: pd.DataFrame) -> Figure:
-    """Mean test error over tasks against the budget, a panel a unit, a curve an arm, the front behind."""
+    """Mean test error against the budget: a column a unit, a row a granularity, the front behind the arms."""
     arms, units = arms_table(records), list(means["unit"].unique())
-    figure, grid = plt.subplots(1, len(units), figsize=(PAGE_WIDTH, 3.7), sharey=True, squeeze=False)
-    for axes, unit in zip(grid[0], units, strict=True):
-        of_unit = means[means["unit"] == unit]
-        of_front = front[front["unit"] == unit]
-        axes.plot(of_front["budget"], of_front["error"], color="gold", linewidth=5, alpha=0.6, label="front")
-        names = list(of_unit["arm"].unique())
-        for dodge, name in zip(np.geomspace(0.93, 1.07, len(names)), names, strict=True):
-            curve, look = of_unit[of_unit["arm"] == name], look_of(arms.loc[name])
-            places = curve["budget"] * dodge
-            axes.plot(places, curve["error"], label=label_of(arms.loc[name]), **look)
-            axes.vlines(places, curve["low"], curve["high"], color=look["color"], linewidth=0.5, alpha=0.5)
-        budget_axis(axes, np.sort(of_unit["budget"].unique()))
-        axes.set_title(unit.replace("@", " at ") + " px")
-    grid[0, 0].set_ylabel("test error, mean over tasks\n(95 % interval over tasks)")
-    legend_below(figure, list(grid[0]))
+    granularities = list(arms.loc[arms["ratio"] > 0, "granularity"].unique())
+    size = PAGE_WIDTH, 1.2 + 2.5 * len(granularities)
+    figure, grid = plt.subplots(
+        len(granularities), len(units), figsize=size, sharex=True, sharey=True, squeeze=False
+    )
+    for row, granularity in zip(grid, granularities, strict=True):
+        for axes, unit in zip(row, units, strict=True):
+            of_front = front[front["unit"] == unit]
+            axes.plot(
+                of_front["budget"], of_front["error"], color="gold", linewidth=5, alpha=0.6, label="front"
+            )
+            of_unit = arms[arms["unit"] == unit]
+            shown = of_unit[(of_unit["ratio"] == 0) | (of_unit["granularity"] == granularity)]
+            for dodge, name in zip(np.geomspace(0.93, 1.07, len(shown)), shown.index, strict=True):
+                curve, look = means[means["arm"] == name], look_of(arms.loc[name])
+                places = curve["budget"] * dodge
+                axes.plot(places, curve["error"], label=label_of(arms.loc[name]), **look)
+                axes.vlines(
+                    places, curve["low"], curve["high"], color=look["color"], linewidth=0.5, alpha=0.5
+                )
+            budget_axis(axes, np.sort(means["budget"].unique()))
+            axes.set_title(f"{unit.replace('@', ' at ')} px, {granularity}")
+        row[0].set_ylabel("test error\n(mean, 95 % interval)")
+    legend_below(figure, list(grid.flat))
     return figure
 
 

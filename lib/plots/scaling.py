@@ -7,7 +7,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from lib.plots.style import PAGE_WIDTH, RATIO_COLOURS, budget_axis, legend_below
+from lib.plots.style import PAGE_WIDTH, RATIO_COLOURS, budget_axis, legend_below, panels_of
 from lib.scaling import power_law
 
 REMOVED = "share of filters removed"
@@ -15,30 +15,25 @@ REMOVED = "share of filters removed"
 
 def best_ratio(by_ratio: pd.DataFrame, best: pd.DataFrame) -> Figure:
     """Above, error against ratio, a curve a budget, its minimum ringed; below, the best ratio by budget."""
-    units, budgets = list(by_ratio["unit"].unique()), np.sort(by_ratio["budget"].unique())
+    budgets = np.sort(by_ratio["budget"].unique())
     colours = dict(zip(budgets, sns.color_palette("viridis", len(budgets)), strict=True))
-    figure, grid = plt.subplots(2, len(units), figsize=(PAGE_WIDTH, 4.6), squeeze=False, sharey="row")
-    for (above, below), unit in zip(grid.T, units, strict=True):
-        of_unit, best_of_unit = (table[table["unit"] == unit] for table in (by_ratio, best))
-        for budget, curve in of_unit.groupby("budget"):
-            above.plot(
-                curve["ratio"],
-                curve["error"],
-                marker="o",
-                color=colours[budget],
-                label=f"{budget:g} dense epochs",
-            )
+    panels = list(zip(panels_of(by_ratio), panels_of(best), strict=True))
+    figure, grid = plt.subplots(2, len(panels), figsize=(PAGE_WIDTH, 4.6), squeeze=False, sharey="row")
+    for (above, below), ((title, curves), (_, of_best)) in zip(grid.T, panels, strict=True):
+        for budget, curve in curves.groupby("budget"):
+            label = f"{budget:g} dense epochs"
+            above.plot(curve["ratio"], curve["error"], marker="o", color=colours[budget], label=label)
             least = curve.loc[curve["error"].idxmin()]
-            above.plot(
-                least["ratio"], least["error"], "o", color="none", markeredgecolor="black", markersize=8
-            )
-        above.set_title(unit.replace("@", " at ") + " px")
+            ring = {"color": "none", "markeredgecolor": "black", "markersize": 8}
+            above.plot(least["ratio"], least["error"], "o", **ring)
+        above.set_title(title, fontsize=7)
         above.set_xlabel(REMOVED)
         below.errorbar(
-            best_of_unit["budget"], best_of_unit["ratio"], color="black", marker="o", elinewidth=0.6,
-            yerr=[best_of_unit["ratio"] - best_of_unit["low"], best_of_unit["high"] - best_of_unit["ratio"]],
+            of_best["budget"], of_best["ratio"], color="black", marker="o", elinewidth=0.6,
+            yerr=[of_best["ratio"] - of_best["low"], of_best["high"] - of_best["ratio"]],
         )  # fmt: skip
         budget_axis(below, budgets)
+        below.set_xlabel("budget (dense epochs)")
         above.xaxis.set_major_formatter(PercentFormatter(1))
         below.yaxis.set_major_formatter(PercentFormatter(1))
     grid[0, 0].set_ylabel("test error, mean over tasks")
@@ -49,26 +44,25 @@ def best_ratio(by_ratio: pd.DataFrame, best: pd.DataFrame) -> Figure:
 
 def asymptotes(means: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     """Mean errors with their power laws; the floor and its interval on the right where it is identified."""
-    units = list(fits["unit"].unique())
-    figure, grid = plt.subplots(1, len(units), figsize=(PAGE_WIDTH, 3.2), sharey=True, squeeze=False)
-    for axes, unit in zip(grid[0], units, strict=True):
-        budgets = np.sort(means.loc[means["unit"] == unit, "budget"].unique())
+    panels = panels_of(fits)
+    figure, grid = plt.subplots(1, len(panels), figsize=(PAGE_WIDTH, 3.2), sharey=True, squeeze=False)
+    for axes, (title, of_panel) in zip(grid[0], panels, strict=True):
+        budgets = np.sort(means["budget"].unique())
         dense = np.geomspace(budgets[0], budgets[-1] * 2, 50)
-        of_unit = fits[fits["unit"] == unit].sort_values("ratio")
-        for place, fit in enumerate(of_unit.itertuples()):
+        for place, fit in enumerate(of_panel.sort_values("ratio").itertuples()):
             colour = "black" if fit.ratio == 0 else RATIO_COLOURS(fit.ratio)
-            points = means[(means["unit"] == unit) & (means["arm"] == fit.arm)]
+            points = means[(means["unit"] == fit.unit) & (means["arm"] == fit.arm)]
             label = "dense" if fit.ratio == 0 else f"{fit.ratio:.0%} removed"
             axes.plot(points["budget"], points["error"], "o", color=colour, label=label)
-            axes.plot(
-                dense, power_law(dense, fit.floor, fit.scale, fit.exponent), color=colour, linewidth=0.8
-            )
+            law = power_law(dense, fit.floor, fit.scale, fit.exponent)
+            axes.plot(dense, law, color=colour, linewidth=0.8)
             if fit.identified:
                 where = budgets[-1] * 2.5 * 1.15**place
                 axes.plot(where, fit.floor, "_", color=colour, markersize=7)
                 axes.vlines(where, fit.low, fit.high, color=colour, linewidth=0.8)
         budget_axis(axes, budgets)
-        axes.set_title(unit.replace("@", " at ") + " px")
+        axes.set_xlabel("budget (dense epochs)")
+        axes.set_title(title, fontsize=7)
     grid[0, 0].set_ylabel("test error, mean over tasks\n(right: fitted floors)")
     legend_below(figure, list(grid[0]), columns=5, title=None)
     return figure

@@ -121,6 +121,14 @@ def legend_below(
     )  # fmt: skip
 
 
+def panels_of(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The part of a table that each panel shows, a unit and granularity each, and its title."""
+    return [
+        (f"{unit.replace('@', ' at ')} px, {granularity}", part)
+        for (unit, granularity), part in table.groupby(["unit", "granularity"], sort=False)
+    ]
+
+
 def budget_axis(axes: plt.Axes, budgets: np.ndarray) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
