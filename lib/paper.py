@@ -28,19 +28,16 @@ GENERATED = ROOT / "paper" / "generated"
 def generated_files() -> dict[str, str]:
     """Name -> text of every generated file. Raises UserError for a claim that the records do not bear out."""
     records = all_records("paper")
-    found = {claim: measured(claim, records) for claim in load_claims()}
-    if false := [claim.id for claim, now in found.items() if not claim.is_true_of(now)]:
+    found = [(claim, measured(claim, records)) for claim in load_claims()]
+    if false := [claim.id for claim, now in found if not claim.is_true_of(now)]:
         raise UserError(
             f"The records do not bear out {', '.join(false)}: expected what paper/claims.yaml says under "
             "`holds`. State the claim as it was measured."
         )
-    sentences = {claim.id: claim.sentence(now) for claim, now in found.items()}
+    sentences = {claim.id: claim.sentence(now) for claim, now in found}
     return {
         "claims.json": json.dumps(
-            {
-                claim.id: {key: _rounded(value) for key, value in asdict(now).items()}
-                for claim, now in found.items()
-            },
+            {claim.id: {key: _rounded(value) for key, value in asdict(now).items()} for claim, now in found},
             indent=1,
         )
         + "\n",

@@ -1,6 +1,7 @@
 """Claims: what they measure, and that a number changed by hand is caught."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -97,6 +98,19 @@ def committed(tmp_path, monkeypatch) -> Path:
 
 def test_the_committed_numbers_follow_from_the_committed_records(committed):
     assert verify.altered() == []
+
+
+def test_the_paper_uses_what_is_generated_and_every_claim_once_at_least():
+    text = (paper.ROOT / "paper" / "main.tex").read_text()
+    for kind, file in (("claim", "claims.tex"), ("val", "numbers.tex")):
+        used = set(re.findall(rf"\\{kind}\{{([^}}]+)\}}", text))
+        defined = set(
+            re.findall(rf"csname {kind}@([^\\]+)\\endcsname\{{", (paper.GENERATED / file).read_text())
+        )
+        assert used <= defined
+        assert used == defined or kind == "val"
+    drawn = set(re.findall(r"\\drawnby\{(\w+)\}", text))
+    assert drawn and all((paper.FIGURES / "paper" / f"{name}.pdf").exists() for name in drawn)
 
 
 def test_a_number_changed_in_a_record_is_caught(committed):
