@@ -61,9 +61,8 @@ def error_by_task(records: pd.DataFrame) -> Figure:
         for name, arm in arms.iterrows():
             of_task = of_unit[(of_unit["arm"] == name) & (of_unit["event"] == task["event"])]
             curve = of_task.groupby("budget")["error_test"].mean()
-            panel.plot(
-                curve.index, curve, label=label_of(arm), **look_of(arm) | {"markersize": 2}, linewidth=0.9
-            )
+            thin = {"markersize": 2, "linewidth": 0.9}
+            panel.plot(curve.index, curve, label=label_of(arm), **look_of(arm) | thin)
         budget_axis(panel, budgets)
         panel.set_xlabel("")
         panel.set_title(task["task"].replace("_", " "))
