@@ -69,33 +69,27 @@ def asymptotes(means: pd.DataFrame, fits: pd.DataFrame) -> Figure:
 
 
 def granularity_by_distance(table: pd.DataFrame) -> Figure:
-    """Points that `filter` is ahead of `channel` by a task's distance, a panel a ratio, a colour a budget.
+    """Points that `filter` is ahead of `channel`, a panel a ratio, tasks from the nearest to the farthest.
 
     Columns of the table: task, distance, ratio, budget, points.
     """
     ratios, budgets = table["ratio"].unique(), np.sort(table["budget"].unique())
     colours = dict(zip(budgets, sns.color_palette("viridis", len(budgets)), strict=True))
-    figure, grid = plt.subplots(1, len(ratios), figsize=(PAGE_WIDTH, 3.0), sharey=True, squeeze=False)
+    distances = table.groupby("task")["distance"].first().sort_values()
+    places = {task: place for place, task in enumerate(distances.index)}
+    names = [f"{task.replace('_', ' ')} {nats:.2f}" for task, nats in distances.items()]
+    figure, grid = plt.subplots(1, len(ratios), figsize=(PAGE_WIDTH, 3.4), sharey=True, squeeze=False)
     for axes, ratio in zip(grid[0], ratios, strict=True):
         axes.axhline(0, color="black", linewidth=0.8)
         for budget, points in table[table["ratio"] == ratio].groupby("budget"):
             axes.plot(
-                points["distance"],
-                points["points"],
-                "o",
-                color=colours[budget],
+                points["task"].map(places), points["points"], "o", color=colours[budget], markersize=3,
                 label=f"{budget:g} dense epochs",
-            )
-        nearest = table[(table["ratio"] == ratio) & (table["budget"] == budgets[-1])]
-        for row in nearest.itertuples():
-            axes.annotate(
-                row.task.replace("_", " "), (row.distance, axes.get_ylim()[0]), rotation=90, fontsize=5.5,
-                ha="center", va="bottom", color="grey",
             )  # fmt: skip
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
         axes.set_title(f"{ratio:.0%} removed")
-        axes.set_xlabel("distance to the pretraining images (nats)")
-        axes.set_xscale("log")
     grid[0, 0].set_ylabel("accuracy, filter minus channel\n(points)")
+    figure.supxlabel("tasks by their distance to the pretraining images (nats)", fontsize=8)
     legend_below(figure, list(grid[0]), columns=len(budgets), title=None)
     return figure
 
