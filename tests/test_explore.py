@@ -21,7 +21,7 @@ def test_every_control_changes_what_is_shown(explorer):
         getattr(explorer, control).value = value
         assert explorer.summary.value != before[0], control
         assert (explorer.network_picture.value != before[1]) == (control == "ratio")
-    assert explorer.network_picture.value.startswith(b"\x89PNG")
+    assert bytes(explorer.network_picture.value).startswith(b"\x89PNG")
 
 
 def test_fine_tuning_on_own_images_draws_a_curve(explorer, tmp_path, monkeypatch):
@@ -36,7 +36,7 @@ def test_fine_tuning_on_own_images_draws_a_curve(explorer, tmp_path, monkeypatch
     explorer.fine_tune()
     assert explorer.message.value.startswith("0.25: error ") and ", 0.5: error " in explorer.message.value
     assert explorer.curve_picture.layout.display == "" and not explorer.start.disabled
-    assert explorer.curve_picture.value.startswith(b"\x89PNG")
+    assert bytes(explorer.curve_picture.value).startswith(b"\x89PNG")
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(explorer):
