@@ -282,9 +282,10 @@ def _enough_memory() -> Iterator[None]:
     """Raise UserError, one sentence, when the machine's or the GPU's memory is not enough for the block."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        ran_out = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
-        if not ran_out:
+    except (MemoryError, RuntimeError, OSError) as error:
+        # torch's allocator, the kernel's mmap, and oneDNN each have words of their own for it.
+        words = "allocate memory", "out of memory", "could not create a primitive"
+        if not isinstance(error, MemoryError) and not any(phrase in str(error) for phrase in words):
             raise
         raise UserError(
             "Out of memory: expected room for the network, its gradients and the task's images. Every "
