@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lib.analysis import bootstrap, errors_by_seed, load_records, seeds_in_common
+from lib.analysis import at_shared_budgets, bootstrap, errors_by_seed, load_records, seeds_in_common
 from lib.errors import UserError
 
 CHOSEN = "backbone", "image_size", "ratio", "criterion", "scope", "granularity", "repair", "learner"
@@ -31,13 +31,20 @@ def recommend(budget: float, task: str, records: pd.DataFrame | None = None) -> 
     Neighbouring budgets have a say, by a normal weight one doubling wide: a few tasks alone would make the
     choice jump from budget to budget by chance. The error to expect is that at `budget`, between two measured
     ones linear in the logarithm. `task` is a task of the records, or any other name for one that they do not
-    have. `records` are those of one unit; those of the paper's main network if None. Raises UserError for a
-    budget outside of what was measured.
+    have. `records` are those of one unit; those of the paper's main network if None. Arms that were not run up
+    to `budget` are left out. Raises UserError for a budget outside of what was measured.
     """
     if records is None:
         records = load_records("paper")
         records = records[records["unit"] == records["unit"].iloc[0]]
     others = records[records["task"] != task]
+    reach = others.groupby("arm")["budget"].transform("max")
+    if not others["budget"].min() <= budget <= reach.max():
+        raise UserError(
+            f"budget={budget:g} was not measured: expected {others['budget'].min():g} to {reach.max():g} dense "
+            "epochs."
+        )
+    others = at_shared_budgets(others[reach >= budget])
     expected = _errors_at(others, budget)
     arm = _best_about(budget, others)
     low, high = bootstrap(lambda drawn: drawn.mean(-1), expected[arm])
@@ -57,10 +64,6 @@ def _best_about(budget: float, records: pd.DataFrame) -> str:
 def _errors_at(records: pd.DataFrame, budget: float) -> dict[str, np.ndarray]:
     """The errors (T, S) of every arm at a budget."""
     budgets = np.sort(records["budget"].unique())
-    if not budgets[0] <= budget <= budgets[-1]:
-        raise UserError(
-            f"budget={budget:g} was not measured: expected {budgets[0]:g} to {budgets[-1]:g} dense epochs."
-        )
     above = budgets[np.searchsorted(budgets, budget)]
     below = budgets[budgets <= budget][-1]
     share = 0.0 if above == below else np.log(budget / below) / np.log(above / below)
@@ -73,11 +76,12 @@ def _errors_at(records: pd.DataFrame, budget: float) -> dict[str, np.ndarray]:
 
 
 def regrets(records: pd.DataFrame) -> pd.DataFrame:
-    """What each policy loses to the best arm in hindsight, a row a policy, task and budget.
+    """What each policy loses to the best arm in hindsight, a row a policy, task and budget that all arms share.
 
     Policies: the adviser; and always the same arm, one policy an arm. Columns: policy, task, budget, arm,
     regret (error minus the lowest of all arms, each the mean over its seeds).
     """
+    records = at_shared_budgets(records)
     errors = records.groupby(["budget", "task", "arm"], sort=False)["error_test"].mean().unstack("arm")
     rows = []
     for (budget, task), of_arms in errors.iterrows():

@@ -42,20 +42,26 @@ def errors_by_seed(records: pd.DataFrame) -> pd.DataFrame:
     """Test error of the arms of one unit, rows (arm, budget), columns (event, seed).
 
     All of them spend the same compute at the same budget, so a column compares at matched compute. A seed
-    that an arm was not run with is NaN. Raises UserError where a seed of an arm lacks a task or budget that
+    that an arm was not run with at a budget is NaN. Raises UserError where a seed of an arm lacks a task that
     another has.
     """
     tasks_differ = (records.groupby("event")["task"].nunique() > 1).any()
     compute_differs = (records.groupby(["event", "budget"])["limit_macs"].nunique() > 1).any()
-    runs = records[["arm", "seed"]].drop_duplicates()
-    whole = len(runs) * records["budget"].nunique() * records["event"].nunique()
+    runs = records[["arm", "seed", "budget"]].drop_duplicates()
+    whole = len(runs) * records["event"].nunique()
     table = records.pivot_table("error_test", ["arm", "budget"], ["event", "seed"], sort=False)
     if tasks_differ or compute_differs or table.count().sum() != whole:
         raise UserError(
-            "The arms' records do not compare: expected the same tasks, budgets and compute for all of "
-            "them. Run `make figures` again."
+            "The arms' records do not compare: expected the same tasks, and the same compute at the same "
+            "budget, for all of them. Run `make figures` again."
         )
     return table
+
+
+def at_shared_budgets(records: pd.DataFrame) -> pd.DataFrame:
+    """The records at the budgets that every arm of their unit was run with."""
+    arms = records.groupby("unit")["arm"].transform("nunique")
+    return records[records.groupby(["unit", "budget"])["arm"].transform("nunique") == arms]
 
 
 def seeds_in_common(table: pd.DataFrame, *rows: tuple[str, float]) -> list[np.ndarray]:
@@ -190,7 +196,7 @@ def granularities_compared(of_unit: pd.DataFrame) -> pd.DataFrame:
     tasks = of_unit.drop_duplicates("event").sort_values("event")["task"]
     rows = []
     for pair in pairs.itertuples():
-        for budget in np.sort(of_unit["budget"].unique()):
+        for budget in table.loc[pair.arm_channel].index.intersection(table.loc[pair.arm_filter].index):
             errors = seeds_in_common(table, (pair.arm_channel, budget), (pair.arm_filter, budget))
             points = 100 * (errors[0] - errors[1]).mean(1)
             rows.append(

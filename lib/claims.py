@@ -107,7 +107,7 @@ def measured(claim: Claim, records: pd.DataFrame | None) -> Measured:
 
 
 def all_records(profile: str) -> pd.DataFrame:
-    """The records of every arm of a profile that was run with the budgets that all share, a column `arm`."""
+    """The records of every arm of a profile whose budgets are those of the grid, a column `arm`."""
     groups = ("arms", "criteria", "shapes", "learners")
     there = [
         group for group in groups

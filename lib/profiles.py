@@ -22,7 +22,8 @@ def arms_of(profile: str, group: str | None = None) -> dict[str, dict]:
     """The fields of each arm's RunSpec by the arm's name, in order: of all groups, or of one.
 
     A profile has the groups of the one that it extends, and its own. What `seeds` lists is run with more
-    seeds, under the names that `replicate` gives. Raises UserError if the profile is unknown.
+    seeds, under the names that `replicate` gives; what `long` lists, at its budgets too. Raises UserError if
+    the profile is unknown.
     """
     profiles = tomllib.loads(PROFILES.read_text())
     if profile not in profiles:
@@ -32,11 +33,14 @@ def arms_of(profile: str, group: str | None = None) -> dict[str, dict]:
     common = {**(profiles[base]["common"] if base else {}), **tables.get("common", {})}
     arms = arms_of(base, group) if base else {}
     for name, table in tables.items():
-        if name not in ("common", "extends", "seeds") and group in (None, name):
+        if name not in ("common", "extends", "seeds", "long") and group in (None, name):
             arms |= {arm: {**common, **fields} for arm, fields in table.items()}
     for arm, seeds in tables.get("seeds", {}).items():
         if arm in arms:
             arms |= {replicate(arm, seed): {**arms[arm], "seed": seed} for seed in seeds}
+    long = tables.get("long", {"arms": []})
+    for arm in arms.keys() & set(long["arms"]):
+        arms[arm] = {**arms[arm], "budgets": [*arms[arm]["budgets"], *long["budgets"]]}
     return arms
 
 

@@ -54,7 +54,7 @@ def error_by_ratio(grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_ratio(grid: pd.DataFrame) -> pd.DataFrame:
-    """The ratio of the lowest mean error at each budget of each unit, of those that were run.
+    """The ratio of the lowest mean error at each budget of each unit, of those that were run at it.
 
     Columns: unit, budget, ratio, low and high (95 % of the draws of tasks and seeds have their best ratio
     between them), and support: the share of draws in which this ratio is the best.
@@ -62,8 +62,8 @@ def best_ratio(grid: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for unit, of_unit in grid.groupby("unit", sort=False):
         table = errors_by_seed(of_unit)
-        ratios = of_unit.drop_duplicates("arm").set_index("arm")["ratio"].sort_values()
-        for budget in np.sort(of_unit["budget"].unique()):
+        for budget, at_budget in of_unit.groupby("budget"):
+            ratios = at_budget.drop_duplicates("arm").set_index("arm")["ratio"].sort_values()
             errors = seeds_in_common(table, *((arm, budget) for arm in ratios.index))
             best = ratios.iloc[np.argmin([error.mean() for error in errors])]
             drawn = ratios.to_numpy()[np.argmin([drawn.mean(1) for drawn in draws(*errors)], axis=0)]
