@@ -31,8 +31,8 @@ def recommend(budget: float, task: str, records: pd.DataFrame | None = None) -> 
     Neighbouring budgets have a say, by a normal weight one doubling wide: a few tasks alone would make the
     choice jump from budget to budget by chance. The error to expect is that at `budget`, between two measured
     ones linear in the logarithm. `task` is a task of the records, or any other name for one that they do not
-    have. `records` are those of one unit; those of the paper's main network if None. Arms that were not run up
-    to `budget` are left out. Raises UserError for a budget outside of what was measured.
+    have. `records` are those of one unit; those of the paper's main network if None. Arms that were not run
+    up to `budget` are left out. Raises UserError for a budget outside of what was measured.
     """
     if records is None:
         records = load_records("paper")
@@ -41,8 +41,8 @@ def recommend(budget: float, task: str, records: pd.DataFrame | None = None) -> 
     reach = others.groupby("arm")["budget"].transform("max")
     if not others["budget"].min() <= budget <= reach.max():
         raise UserError(
-            f"budget={budget:g} was not measured: expected {others['budget'].min():g} to {reach.max():g} dense "
-            "epochs."
+            f"budget={budget:g} was not measured: expected {others['budget'].min():g} to {reach.max():g} "
+            "dense epochs."
         )
     others = at_shared_budgets(others[reach >= budget])
     expected = _errors_at(others, budget)
@@ -76,7 +76,7 @@ def _errors_at(records: pd.DataFrame, budget: float) -> dict[str, np.ndarray]:
 
 
 def regrets(records: pd.DataFrame) -> pd.DataFrame:
-    """What each policy loses to the best arm in hindsight, a row a policy, task and budget that all arms share.
+    """What each policy loses to the best arm in hindsight, a row a policy, task and shared budget.
 
     Policies: the adviser; and always the same arm, one policy an arm. Columns: policy, task, budget, arm,
     regret (error minus the lowest of all arms, each the mean over its seeds).

@@ -67,8 +67,13 @@ def at_shared_budgets(records: pd.DataFrame) -> pd.DataFrame:
 def seeds_in_common(table: pd.DataFrame, *rows: tuple[str, float]) -> list[np.ndarray]:
     """The errors (T, S) of rows of `errors_by_seed`, with the seeds that all of them were run with.
 
-    Raises UserError where they have none in common.
+    Raises UserError where they have none in common, or an arm was not run with that budget.
     """
+    if missing := [f"{arm} at {budget:g}" for arm, budget in rows if (arm, budget) not in table.index]:
+        raise UserError(
+            f"No records of {' and '.join(missing)} dense epochs: expected the same budget of all arms that "
+            "are compared. Run the profile's arms again."
+        )
     chosen = table.loc[list(rows)].dropna(axis=1)
     if chosen.empty:
         raise UserError(

@@ -22,6 +22,7 @@ from lib.plots.style import PAGE_WIDTH, budget_axis
 from lib.pruning import plan_pruning
 from lib.pruning.repair import REPAIRS
 from lib.pruning.scores import CRITERIA
+from lib.pruning.sites import GRANULARITIES
 from lib.runs import RunSpec, run_stream
 from lib.streams import list_tasks
 
@@ -43,6 +44,7 @@ class Explorer:
         )  # fmt: skip
         self.criterion = Dropdown(options=list(CRITERIA), value="activation", description="criterion")
         self.repair = Dropdown(options=list(REPAIRS), value="mean", description="repair")
+        self.granularity = Dropdown(options=GRANULARITIES, description="granularity")
         self.task = Dropdown(options=list(list_tasks("pocket")["name"]), description="task")
         self.folder = Text(
             placeholder="or a folder of your own: train/<class>/*", layout=Layout(width="28em")
@@ -51,12 +53,12 @@ class Explorer:
         self.summary, self.message = HTML(), HTML()
         self.network_picture = Image(format="png")
         self.curve_picture = Image(format="png", layout=Layout(display="none"))
-        for chosen in (self.backbone, self.ratio, self.criterion, self.repair):
+        for chosen in (self.backbone, self.ratio, self.granularity, self.criterion, self.repair):
             chosen.observe(lambda _: self.prune(), names="value")
         self.start.on_click(lambda _: self.fine_tune())
         self.view = VBox([
-            HBox([self.backbone, self.ratio]), HBox([self.criterion, self.repair]), self.summary,
-            self.network_picture, HBox([self.task, self.folder, self.start]), self.message,
+            HBox([self.backbone, self.ratio]), HBox([self.granularity, self.criterion, self.repair]),
+            self.summary, self.network_picture, HBox([self.task, self.folder, self.start]), self.message,
             self.curve_picture,
         ])  # fmt: skip
         self.prune()
@@ -70,8 +72,8 @@ class Explorer:
             self.dense[name] = network, images, measure_latency(network, IMAGE_SIZE, batch_size=BATCH)
         dense, images, dense_time = self.dense[name]
         plan = plan_pruning(
-            dense, self.ratio.value, self.criterion.value, repair=self.repair.value, images=images,
-            image_size=IMAGE_SIZE,
+            dense, self.ratio.value, self.criterion.value, granularity=self.granularity.value,
+            repair=self.repair.value, images=images, image_size=IMAGE_SIZE,
         )  # fmt: skip
         pruned = plan.apply(dense)
         macs, before = (forward_macs(network, IMAGE_SIZE) for network in (pruned, dense))
@@ -109,9 +111,9 @@ class Explorer:
             with atomic_path(stream) as temporary:
                 temporary.write_text(yaml.safe_dump({"name": "explore", "tasks": [source]}))
         return RunSpec(
-            backbone=self.backbone.value, ratio=self.ratio.value, criterion=self.criterion.value,
-            repair=self.repair.value, stream=str(stream), tasks=tasks, budgets=[budget], train_images=400,
-            evaluation_images=200, image_size=IMAGE_SIZE,
+            backbone=self.backbone.value, ratio=self.ratio.value, granularity=self.granularity.value,
+            criterion=self.criterion.value, repair=self.repair.value, stream=str(stream), tasks=tasks,
+            budgets=[budget], train_images=400, evaluation_images=200, image_size=IMAGE_SIZE,
         )  # fmt: skip
 
     def _measured_before(self) -> pd.DataFrame:

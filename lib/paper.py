@@ -9,7 +9,6 @@ import hashlib
 import json
 from dataclasses import asdict
 
-import numpy as np
 import pandas as pd
 
 from lib import analysis, scaling
@@ -45,6 +44,7 @@ def generated_files() -> dict[str, str]:
         "numbers.tex": _macros("val", _numbers(records)),
         "improvement.tex": _improvement(records),
         "best.tex": _best(records),
+        "floors.tex": _floors(records),
         "records.sha256": "".join(
             f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
             for file in sorted(PAPER_RECORDS.glob("*.parquet"))
@@ -95,31 +95,58 @@ def _numbers(records: pd.DataFrame) -> dict[str, str]:
 
 
 def _improvement(records: pd.DataFrame) -> str:
-    """A table of the main grid: accuracy gained and error cut over dense at each budget."""
+    """A table of the accuracy gained over dense with channels removed: a row a budget, a column an arm."""
     gains = scaling.by_granularity(records, analysis.improvement_over_dense)
+    gains = gains[gains["granularity"] == "channel"]
     ratios = records.drop_duplicates("arm").set_index("arm")["ratio"]
-    gains = gains.assign(ratio=gains["arm"].map(ratios))
-    rows = []
-    for (unit, granularity, ratio), of_arm in gains.groupby(["unit", "granularity", "ratio"], sort=True):
-        shown = [
-            f"{row.accuracy_gain:+.0%} [{row.accuracy_gain_low:+.0%}, {row.accuracy_gain_high:+.0%}]"
-            for row in of_arm.sort_values("budget").itertuples()
-        ]
-        rows.append([f"{unit.split('@')[0]}, {granularity}, {ratio:.0%}", *shown])
-    return _tabular(["removed", *(f"{budget:g}" for budget in np.sort(gains["budget"].unique()))], rows)
+    texts = gains.assign(
+        column=gains["unit"].str.split("@").str[0] + " " + gains["arm"].map(ratios).map("{:.0%}".format),
+        text=[
+            f"{gain:+.0%} [{100 * low:+.0f}, {100 * high:+.0f}]"
+            for gain, low, high in gains.filter(like="accuracy_gain").itertuples(index=False)
+        ],
+    )
+    return _by_budget(texts)
 
 
 def _best(records: pd.DataFrame) -> str:
-    """A table of the best share by budget, a row a unit and granularity, and of the front."""
+    """A table of the best share by budget, a column a unit and granularity, and of the front."""
     best = scaling.by_granularity(records, scaling.best_ratio)
-    rows = []
-    for (unit, granularity), of_grid in best.groupby(["unit", "granularity"], sort=False):
-        shown = [f"{row.ratio:.0%} [{row.low:.0%}, {row.high:.0%}]" for row in of_grid.itertuples()]
-        rows.append([f"{unit.split('@')[0]}, {granularity}", *shown])
-    for unit, of_unit in scaling.front(records).groupby("unit", sort=False):
-        shown = [f"{row.error:.3f} ({row.arm})" for row in of_unit.itertuples()]
-        rows.append([f"{unit.split('@')[0]}, lowest error", *shown])
-    return _tabular(["", *(f"{budget:g}" for budget in np.sort(best["budget"].unique()))], rows)
+    names = best["unit"].str.split("@").str[0]
+    shares = best.assign(
+        column=names + ", " + best["granularity"],
+        text=[f"{row.ratio:.0%} [{row.low:.0%}, {row.high:.0%}]" for row in best.itertuples()],
+    )
+    front = scaling.front(records)
+    lowest = front.assign(
+        column=front["unit"].str.split("@").str[0] + ", all arms",
+        text=[f"{row.error:.3f} ({row.arm})" for row in front.itertuples()],
+    )
+    return _by_budget(pd.concat([shares, lowest], ignore_index=True))
+
+
+def _floors(records: pd.DataFrame) -> str:
+    """A table of what error is left when compute is plentiful, a row a network of the main grid."""
+    fits = scaling.by_granularity(records, scaling.asymptotes)
+    fits = fits[fits["identified"]].sort_values(
+        ["unit", "granularity", "ratio"], ascending=[False, True, True]
+    )
+    head = ["network", "granularity", "removed", "floor", "exponent"]
+    rows = [
+        [
+            fit.unit.split("@")[0], fit.granularity, f"{fit.ratio:.0%}",
+            f"{fit.floor:.3f} [{fit.low:.3f}, {fit.high:.3f}]", f"{fit.exponent:.2f}",
+        ]
+        for fit in fits.itertuples()
+    ]  # fmt: skip
+    return _tabular(head, rows)
+
+
+def _by_budget(texts: pd.DataFrame) -> str:
+    """A table of `text`, a row a budget and a column a `column`; a dash where there is none."""
+    columns = list(texts["column"].unique())
+    wide = texts.pivot(index="budget", columns="column", values="text")[columns].fillna("--")
+    return _tabular(["budget", *columns], [[f"{row[0]:g}", *row[1:]] for row in wide.itertuples(name=None)])
 
 
 def _tabular(head: list[str], rows: list[list[str]]) -> str:

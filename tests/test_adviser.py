@@ -17,8 +17,8 @@ ERRORS = {
 def records() -> pd.DataFrame:
     return pd.DataFrame([
         {"arm": arm, "budget": budget, "event": event, "task": f"task{event}", "error_test": error, "seed": 0,
-         "backbone": "net", "image_size": 64, "ratio": 0.5 if arm == "half" else 0.0, "scope": "uniform",
-         "criterion": "l1", "granularity": "filter", "repair": "none", "learner": "independent",
+         "unit": "net@64", "backbone": "net", "image_size": 64, "ratio": 0.5 if arm == "half" else 0.0,
+         "scope": "uniform", "criterion": "l1", "granularity": "filter", "repair": "none", "learner": "independent",
          "limit_macs": round(100 * budget)}
         for (arm, budget), errors in ERRORS.items() for event, error in enumerate(errors)
     ])  # fmt: skip
@@ -58,6 +58,19 @@ def test_between_budgets_errors_are_linear_in_the_logarithm(records):
 def test_a_budget_that_was_not_measured_is_refused(records, budget):
     with pytest.raises(UserError, match=rf"budget={budget} was not measured: expected 0\.5 to 2 dense"):
         recommend(budget, "task0", records)
+
+
+def test_arms_that_were_not_run_up_to_the_budget_are_left_out(records):
+    longer = records[(records["arm"] == "dense") & (records["budget"] == 2)].assign(
+        budget=8.0, limit_macs=800
+    )
+    more = pd.concat([records, longer], ignore_index=True)
+    assert recommend(4, "task2", more).arm == "dense"
+    for budget in (0.5, 1, 2):
+        assert recommend(budget, "task2", more) == recommend(budget, "task2", records)
+    pd.testing.assert_frame_equal(regrets(more), regrets(records))
+    with pytest.raises(UserError, match=r"budget=16 was not measured: expected 0\.5 to 8 dense"):
+        recommend(16, "task2", more)
 
 
 def test_regrets_by_hand(records):

@@ -140,6 +140,15 @@ def test_granularities_are_compared_where_they_alone_differ():
     assert table["points"].tolist() == pytest.approx([20, -10, 10, 0])
 
 
+def test_an_arm_that_was_run_with_fewer_budgets_is_compared_at_those():
+    records = without("half", 1.0)
+    assert improvement_over_dense(records)["budget"].tolist() == [0.5]
+    assert set(analysis.at_shared_budgets(records)["budget"]) == {0.5}
+    other = records_of(ERRORS).assign(unit="other@64")
+    both = analysis.at_shared_budgets(pd.concat([records, other]))
+    assert both.groupby("unit")["budget"].nunique().to_dict() == {"net@64": 1, "other@64": 2}
+
+
 def without(arm: str, budget: float, event: int | None = None) -> pd.DataFrame:
     records = records_of(ERRORS)
     gone = (records["arm"] == arm) & (records["budget"] == budget)
@@ -148,7 +157,6 @@ def without(arm: str, budget: float, event: int | None = None) -> pd.DataFrame:
 
 RAGGED = {
     "a task lacking": without("half", 1.0, event=1),
-    "a budget lacking": without("half", 1.0),
     "a budget lacking in dense": without("dense", 1.0),
     "no budget in common": records_of({("dense", 1.0): [0.5, 0.5], ("half", 0.5): [0.7, 0.4]}),
     "no dense arm": records_of({key: errors for key, errors in ERRORS.items() if key[0] != "dense"}),

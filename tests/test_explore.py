@@ -16,11 +16,12 @@ def explorer(tmp_path_factory) -> Explorer:
 
 
 def test_every_control_changes_what_is_shown(explorer):
-    for control, value in {"ratio": 0.75, "criterion": "l1", "repair": "none"}.items():
+    changes = {"ratio": 0.25, "criterion": "l1", "repair": "none", "granularity": "channel"}
+    for control, value in changes.items():
         before = explorer.summary.value, explorer.network_picture.value
         getattr(explorer, control).value = value
         assert explorer.summary.value != before[0], control
-        assert (explorer.network_picture.value != before[1]) == (control == "ratio")
+        assert (explorer.network_picture.value != before[1]) == (control in ("ratio", "granularity"))
     assert bytes(explorer.network_picture.value).startswith(b"\x89PNG")
 
 
