@@ -135,6 +135,26 @@ def improvement(records: pd.DataFrame, arm: str, over: str, budget: float, of: s
 
 
 @measure(needs_records=True)
+def ahead_until(records: pd.DataFrame, arm: str, over: str) -> Measured:
+    """The largest budget up to which an arm has the lower mean error at every budget that both have.
+
+    `low`: up to which chance alone does not explain that; `high`: up to which it is at least not excluded.
+    0 where the smallest budget already does not show it.
+    """
+    of_arms = records[records["arm"].isin([arm, over])]
+    if of_arms["arm"].nunique() < 2:
+        raise NotMeasured
+    budgets = np.sort(analysis.at_shared_budgets(of_arms)["budget"].unique())
+    gained = [improvement(of_arms, arm, over, budget, "points_gained") for budget in budgets]
+
+    def until(end: str) -> float:
+        ahead = [getattr(measured, end) > 0 for measured in gained]
+        return float([0, *budgets][[*ahead, False].index(False)])
+
+    return Measured(until("value"), until("low"), until("high"))
+
+
+@measure(needs_records=True)
 def best_share(records: pd.DataFrame, unit: str, granularity: str, budget: float) -> Measured:
     """The share of filters whose removal gives the lowest error at a budget, of those that were run."""
     grid = scaling.main_grid(records[records["unit"] == unit], granularity)

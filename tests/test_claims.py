@@ -32,6 +32,23 @@ def test_improvement_is_that_of_the_analysis():
     assert one.sentence(Measured(0.5, 0.25, 0.75)) == "+50% [+25%, +75%]"
 
 
+def test_how_long_an_arm_is_ahead():
+    """Surely at 0.5, by chance at 1, surely behind at 2; being ahead again at 4 does not count."""
+    errors = {("dense", budget): [0.5, 0.5, 0.5, 0.5] for budget in (0.5, 1.0, 2.0, 4.0, 8.0)} | {
+        ("half", 0.5): [0.4, 0.3, 0.4, 0.3], ("half", 1.0): [0.1, 0.5, 0.6, 0.5],
+        ("half", 2.0): [0.6, 0.6, 0.7, 0.6], ("half", 4.0): [0.1, 0.1, 0.1, 0.1],
+    }  # fmt: skip
+    found = measured(claim("ahead_until", arm="half", over="dense"), records_of(errors))
+    assert found == Measured(value=1.0, low=0.5, high=1.0)
+    never = measured(claim("ahead_until", arm="dense", over="half"), records_of(errors))
+    assert never == Measured(0.0, 0.0, 0.0)
+    always = {key: of_tasks for key, of_tasks in errors.items() if key[1] == 0.5}
+    found = measured(claim("ahead_until", arm="half", over="dense"), records_of(always))
+    assert found == Measured(0.5, 0.5, 0.5)
+    with pytest.raises(NotMeasured):
+        measured(claim("ahead_until", arm="other", over="dense"), records_of(errors))
+
+
 @pytest.mark.parametrize("arguments", [{"arm": "other", "budget": 0.5}, {"arm": "half", "budget": 9}])
 def test_what_the_records_do_not_have_is_not_measured(arguments):
     one = claim("improvement", over="dense", of="points_gained", **arguments)

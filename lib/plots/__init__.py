@@ -1,6 +1,12 @@
 """One function a figure. Every function takes tables and returns a matplotlib figure."""
 
-from lib.plots.curves import error_against_compute, error_by_task, improvement, large_or_small
+from lib.plots.curves import (
+    error_against_compute,
+    error_by_task,
+    improvement,
+    large_or_small,
+    points_gained,
+)
 from lib.plots.learners import along_the_stream, learners
 from lib.plots.networks import fidelity_against_ratio, filters_and_macs, time_against_macs
 from lib.plots.scaling import asymptotes, best_ratio, granularity_by_distance, regret
@@ -10,5 +16,5 @@ from lib.plots.style import save_figure, use_style
 __all__ = [
     "along_the_stream", "asymptotes", "best_ratio", "contact_sheet", "error_against_compute", "error_by_task",
     "fidelity_against_ratio", "filters_and_macs", "granularity_by_distance", "improvement", "large_or_small",
-    "learners", "regret", "save_figure", "stream_overview", "time_against_macs", "use_style",
+    "learners", "points_gained", "regret", "save_figure", "stream_overview", "time_against_macs", "use_style",
 ]  # fmt: skip

@@ -22,7 +22,7 @@ def error_against_compute(records: pd.DataFrame, means: pd.DataFrame, front: pd.
     """Mean test error against the budget: a column a unit, a row a granularity, the front behind the arms."""
     arms, units = arms_table(records), list(means["unit"].unique())
     granularities = list(arms.loc[arms["ratio"] > 0, "granularity"].unique())
-    size = PAGE_WIDTH, 1.2 + 2.5 * len(granularities)
+    size = PAGE_WIDTH, 1.2 + 1.9 * len(granularities)
     figure, grid = plt.subplots(
         len(granularities), len(units), figsize=size, sharex=True, sharey=True, squeeze=False
     )
@@ -88,14 +88,10 @@ def improvement(records: pd.DataFrame, gains: pd.DataFrame) -> Figure:
         names = list(of_unit["arm"].unique())
         for axes, (measure, (title, scale)) in zip(row, panels.items(), strict=True):
             axes.axhline(0, color="black", linewidth=0.8)
-            for dodge, name in zip(np.geomspace(0.9, 1.1, len(names)), names, strict=True):
-                curve = of_unit[of_unit["arm"] == name]
-                low, high = curve[f"{measure}_low"], curve[f"{measure}_high"]
-                axes.errorbar(
-                    curve["budget"] * dodge, curve[measure],
-                    yerr=[curve[measure] - low, high - curve[measure]],
-                    label=label_of(arms.loc[name]), elinewidth=0.6, **look_of(arms.loc[name]),
-                )  # fmt: skip
+            for dodge, name in zip(np.geomspace(0.82, 1.22, len(names)), names, strict=True):
+                _with_bars(
+                    axes, of_unit[of_unit["arm"] == name], measure, f"{measure}_", dodge, arms.loc[name]
+                )
             budget_axis(axes, np.sort(of_unit["budget"].unique()))
             if axes is not grid[-1, 1]:
                 axes.set_xlabel("")
@@ -108,18 +104,42 @@ def improvement(records: pd.DataFrame, gains: pd.DataFrame) -> Figure:
     return figure
 
 
+def points_gained(records: pd.DataFrame, gains: pd.DataFrame) -> Figure:
+    """Points of accuracy gained over dense at equal compute, a panel a unit."""
+    arms, units = arms_table(records), list(gains["unit"].unique())
+    figure, grid = plt.subplots(1, len(units), figsize=(PAGE_WIDTH, 3.4), squeeze=False, sharey=True)
+    for axes, unit in zip(grid[0], units, strict=True):
+        of_unit = gains[gains["unit"] == unit]
+        names = list(of_unit["arm"].unique())
+        axes.axhline(0, color="black", linewidth=0.8)
+        for dodge, name in zip(np.geomspace(0.82, 1.22, len(names)), names, strict=True):
+            curve = of_unit[of_unit["arm"] == name]
+            _with_bars(axes, curve, "points_gained", "points_gained_", dodge, arms.loc[name])
+        budget_axis(axes, np.sort(of_unit["budget"].unique()))
+        axes.set_title(unit.replace("@", " at ") + " px")
+    grid[0, 0].set_ylabel("accuracy gained over dense (points)")
+    legend_below(figure, list(grid[0]))
+    return figure
+
+
+def _with_bars(
+    axes: plt.Axes, curve: pd.DataFrame, value: str, prefix: str, dodge: float, arm: pd.Series
+) -> None:
+    """Draw an arm's `value` over the budget, with bars from `<prefix>low` to `<prefix>high`."""
+    below, above = curve[value] - curve[f"{prefix}low"], curve[f"{prefix}high"] - curve[value]
+    axes.errorbar(
+        curve["budget"] * dodge, curve[value], yerr=[below, above], label=label_of(arm), elinewidth=0.6,
+        **look_of(arm),
+    )  # fmt: skip
+
+
 def large_or_small(records: pd.DataFrame, means: pd.DataFrame) -> Figure:
     """Mean test error over the budget: the large network dense, its best pruned arm, and the small one."""
     arms = arms_table(records)
     budgets = np.sort(means["budget"].unique())
     figure, axes = plt.subplots(figsize=(COLUMN_WIDTH * 1.4, 3.2))
     for dodge, name in zip(np.geomspace(0.96, 1.04, len(arms)), arms.index, strict=True):
-        curve = means[means["arm"] == name]
-        axes.errorbar(
-            curve["budget"] * dodge, curve["error"],
-            yerr=[curve["error"] - curve["low"], curve["high"] - curve["error"]],
-            label=label_of(arms.loc[name]), elinewidth=0.6, **look_of(arms.loc[name]),
-        )  # fmt: skip
+        _with_bars(axes, means[means["arm"] == name], "error", "", dodge, arms.loc[name])
     budget_axis(axes, budgets)
     axes.set_ylabel("test error, mean over tasks\n(95 % interval over tasks)")
     legend_below(figure, [axes], columns=2)

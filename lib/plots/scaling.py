@@ -48,14 +48,14 @@ def asymptotes(means: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     figure, grid = plt.subplots(1, len(panels), figsize=(PAGE_WIDTH, 3.2), sharey=True, squeeze=False)
     for axes, (title, of_panel) in zip(grid[0], panels, strict=True):
         budgets = np.sort(means["budget"].unique())
-        dense = np.geomspace(budgets[0], budgets[-1] * 2, 50)
+        along = np.geomspace(budgets[0], budgets[-1] * 2, 50)
         for place, fit in enumerate(of_panel.sort_values("ratio").itertuples()):
             colour = "black" if fit.ratio == 0 else RATIO_COLOURS(fit.ratio)
             points = means[(means["unit"] == fit.unit) & (means["arm"] == fit.arm)]
             label = "dense" if fit.ratio == 0 else f"{fit.ratio:.0%} removed"
             axes.plot(points["budget"], points["error"], "o", color=colour, label=label)
-            law = power_law(dense, fit.floor, fit.scale, fit.exponent)
-            axes.plot(dense, law, color=colour, linewidth=0.8)
+            law = power_law(along, fit.floor, fit.scale, fit.exponent)
+            axes.plot(along, law, color=colour, linewidth=0.8)
             if fit.identified:
                 where = budgets[-1] * 2.5 * 1.15**place
                 axes.plot(where, fit.floor, "_", color=colour, markersize=7)
@@ -95,20 +95,26 @@ def granularity_by_distance(table: pd.DataFrame) -> Figure:
 
 
 def regret(table: pd.DataFrame) -> Figure:
-    """Mean regret against the budget: a panel a choice, the adviser in black, fixed policies in colours.
+    """Mean regret against the budget: a panel a choice, the adviser in black.
 
+    The fixed policies of the first choice have colours, and so has the best of each; the others are grey.
     Columns of the table: choice, policy, budget, regret (a row a task).
     """
-    choices, policies = list(table["choice"].unique()), list(table["policy"].unique())
-    colours = dict(zip(policies, sns.color_palette("husl", len(policies)), strict=True))
-    figure, grid = plt.subplots(1, len(choices), figsize=(PAGE_WIDTH, 4.0), sharey=True, squeeze=False)
+    choices = list(table["choice"].unique())
+    overall = table.groupby(["choice", "policy"], sort=False)["regret"].mean().drop("adviser", level="policy")
+    named = [*overall[choices[0]].index, *(overall[choice].idxmin() for choice in choices)]
+    named = list(dict.fromkeys(named))
+    colours = dict(zip(named, sns.color_palette("husl", len(named)), strict=True))
+    figure, grid = plt.subplots(1, len(choices), figsize=(PAGE_WIDTH, 2.9), sharey=True, squeeze=False)
     for axes, choice in zip(grid[0], choices, strict=True):
         means = table[table["choice"] == choice].pivot_table("regret", "budget", "policy", sort=False)
-        for place, policy in enumerate(means.columns):
-            look = {"color": colours[policy], "linewidth": 0.9, "marker": "osD^v<>"[place % 7]}
-            if policy == "adviser":
-                look = {"color": "black", "linewidth": 2.5, "marker": "o"}
-            axes.plot(means.index, means[policy], label=policy.replace("_", " "), **look)
+        for policy in means.columns.drop("adviser"):
+            look = {"color": "0.8", "linewidth": 0.7, "zorder": 1, "label": "always another"}
+            if policy in named:
+                marker = "osD^v<>"[named.index(policy) % 7]
+                look = {"color": colours[policy], "marker": marker, "label": policy.replace("_", " ")}
+            axes.plot(means.index, means[policy], **look)
+        axes.plot(means.index, means["adviser"], color="black", linewidth=2.5, marker="o", label="adviser")
         budget_axis(axes, means.index.to_numpy())
         axes.set_title(choice)
     grid[0, 0].set_ylabel("error above the best in hindsight\n(mean over tasks)")

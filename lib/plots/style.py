@@ -122,15 +122,17 @@ def legend_below(
 
 
 def panels_of(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The part of a table that each panel shows, a unit and granularity each, and its title."""
+    """The part of a table that each panel shows, a unit and granularity each, and its title of two lines."""
     return [
-        (f"{unit.replace('@', ' at ')} px, {granularity}", part)
+        (f"{unit.replace('@', ' at ')} px\n{granularity}", part)
         for (unit, granularity), part in table.groupby(["unit", "granularity"], sort=False)
     ]
 
 
 def budget_axis(axes: plt.Axes, budgets: np.ndarray) -> None:
+    """A tick a budget in doublings; where there are many, every other has a number."""
     axes.set_xscale("log", base=2)
-    axes.set_xticks(budgets, [f"{budget:g}" for budget in budgets])
+    every = 1 if len(budgets) <= 5 else 2
+    axes.set_xticks(budgets, [f"{b:g}" if place % every == 0 else "" for place, b in enumerate(budgets)])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(BUDGET)
