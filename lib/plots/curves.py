@@ -22,7 +22,7 @@ def error_against_compute(records: pd.DataFrame, means: pd.DataFrame, front: pd.
     """Mean test error against the budget: a column a unit, a row a granularity, the front behind the arms."""
     arms, units = arms_table(records), list(means["unit"].unique())
     granularities = list(arms.loc[arms["ratio"] > 0, "granularity"].unique())
-    size = PAGE_WIDTH, 1.2 + 1.9 * len(granularities)
+    size = PAGE_WIDTH, 1.1 + 1.75 * len(granularities)
     figure, grid = plt.subplots(
         len(granularities), len(units), figsize=size, sharex=True, sharey=True, squeeze=False
     )
@@ -80,7 +80,7 @@ def improvement(records: pd.DataFrame, gains: pd.DataFrame) -> Figure:
         "error_cut": ("error cut (relative)", 1),
         "points_gained": ("accuracy gained (points)", 100),
     }
-    height = 1.2 + 1.9 * len(units)
+    height = 1.2 + 1.5 * len(units)
     figure, grid = plt.subplots(len(units), 3, figsize=(PAGE_WIDTH, height), squeeze=False, sharey="col")
     for place, unit in enumerate(units):
         row = grid[place]
@@ -123,13 +123,14 @@ def points_gained(records: pd.DataFrame, gains: pd.DataFrame) -> Figure:
 
 
 def _with_bars(
-    axes: plt.Axes, curve: pd.DataFrame, value: str, prefix: str, dodge: float, arm: pd.Series
-) -> None:
+    axes: plt.Axes, curve: pd.DataFrame, value: str, prefix: str, dodge: float, arm: pd.Series,
+    label: str | None = None,
+) -> None:  # fmt: skip
     """Draw an arm's `value` over the budget, with bars from `<prefix>low` to `<prefix>high`."""
     below, above = curve[value] - curve[f"{prefix}low"], curve[f"{prefix}high"] - curve[value]
     axes.errorbar(
-        curve["budget"] * dodge, curve[value], yerr=[below, above], label=label_of(arm), elinewidth=0.6,
-        **look_of(arm),
+        curve["budget"] * dodge, curve[value], yerr=[below, above], label=label or label_of(arm),
+        elinewidth=0.6, **look_of(arm),
     )  # fmt: skip
 
 
@@ -137,10 +138,12 @@ def large_or_small(records: pd.DataFrame, means: pd.DataFrame) -> Figure:
     """Mean test error over the budget: the large network dense, its best pruned arm, and the small one."""
     arms = arms_table(records)
     budgets = np.sort(means["budget"].unique())
-    figure, axes = plt.subplots(figsize=(COLUMN_WIDTH * 1.4, 3.2))
+    figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 3.2))
     for dodge, name in zip(np.geomspace(0.96, 1.04, len(arms)), arms.index, strict=True):
-        _with_bars(axes, means[means["arm"] == name], "error", "", dodge, arms.loc[name])
+        arm = arms.loc[name]
+        label = f"{arm['ratio']:.0%} removed" if arm["ratio"] and arm["learner"] == "independent" else None
+        _with_bars(axes, means[means["arm"] == name], "error", "", dodge, arm, label)
     budget_axis(axes, budgets)
     axes.set_ylabel("test error, mean over tasks\n(95 % interval over tasks)")
-    legend_below(figure, [axes], columns=2)
+    legend_below(figure, [axes], columns=2, title=None)
     return figure

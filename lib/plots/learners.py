@@ -20,7 +20,7 @@ def learners(table: pd.DataFrame) -> Figure:
         axes.plot(places, curve["error"], marker="o", color=colour, label=name)
         axes.vlines(places, curve["low"], curve["high"], color=colour, linewidth=0.5, alpha=0.5)
 
-    figure, panels = _learners_by_ratio(table, 3.2, draw)
+    figure, panels = _learners_by_ratio(table, 2.7, draw)
     for axes in panels:
         budget_axis(axes, np.sort(table["budget"].unique()))
     panels[0].set_ylabel("test error, mean over tasks\n(95 % interval over tasks)")

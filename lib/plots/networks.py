@@ -67,7 +67,7 @@ def fidelity_against_ratio(table: pd.DataFrame) -> Figure:
 def time_against_macs(table: pd.DataFrame) -> Figure:
     """Share of the dense network's time against the share of its MACs, a panel a backbone."""
     names = list(table["backbone"].unique())
-    figure, grid = plt.subplots(1, len(names), figsize=(PAGE_WIDTH, 2.8), sharey=True, squeeze=False)
+    figure, grid = plt.subplots(1, len(names), figsize=(PAGE_WIDTH, 2.4), sharey=True, squeeze=False)
     styles = {"fp32": "-", "bf16": "--"}
     for axes, name in zip(grid[0], names, strict=True):
         part = table[table["backbone"] == name]

@@ -18,7 +18,7 @@ def best_ratio(by_ratio: pd.DataFrame, best: pd.DataFrame) -> Figure:
     budgets = np.sort(by_ratio["budget"].unique())
     colours = dict(zip(budgets, sns.color_palette("viridis", len(budgets)), strict=True))
     panels = list(zip(panels_of(by_ratio), panels_of(best), strict=True))
-    figure, grid = plt.subplots(2, len(panels), figsize=(PAGE_WIDTH, 4.6), squeeze=False, sharey="row")
+    figure, grid = plt.subplots(2, len(panels), figsize=(PAGE_WIDTH, 4.0), squeeze=False, sharey="row")
     for (above, below), ((title, curves), (_, of_best)) in zip(grid.T, panels, strict=True):
         for budget, curve in curves.groupby("budget"):
             label = f"{budget:g} dense epochs"
@@ -38,14 +38,14 @@ def best_ratio(by_ratio: pd.DataFrame, best: pd.DataFrame) -> Figure:
         below.yaxis.set_major_formatter(PercentFormatter(1))
     grid[0, 0].set_ylabel("test error, mean over tasks")
     grid[1, 0].set_ylabel("best share removed\n(95 % of draws)")
-    legend_below(figure, list(grid[0]), columns=len(budgets), title=None)
+    legend_below(figure, list(grid[0]), columns=min(len(budgets), 5), title=None)
     return figure
 
 
 def asymptotes(means: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     """Mean errors with their power laws; the floor and its interval on the right where it is identified."""
     panels = panels_of(fits)
-    figure, grid = plt.subplots(1, len(panels), figsize=(PAGE_WIDTH, 3.2), sharey=True, squeeze=False)
+    figure, grid = plt.subplots(1, len(panels), figsize=(PAGE_WIDTH, 2.7), sharey=True, squeeze=False)
     for axes, (title, of_panel) in zip(grid[0], panels, strict=True):
         budgets = np.sort(means["budget"].unique())
         along = np.geomspace(budgets[0], budgets[-1] * 2, 50)
@@ -64,7 +64,7 @@ def asymptotes(means: pd.DataFrame, fits: pd.DataFrame) -> Figure:
         axes.set_xlabel("budget (dense epochs)")
         axes.set_title(title, fontsize=7)
     grid[0, 0].set_ylabel("test error, mean over tasks\n(right: fitted floors)")
-    legend_below(figure, list(grid[0]), columns=5, title=None)
+    legend_below(figure, list(grid[0]), columns=6, title=None)
     return figure
 
 
@@ -73,12 +73,12 @@ def granularity_by_distance(table: pd.DataFrame) -> Figure:
 
     Columns of the table: task, distance, ratio, budget, points.
     """
-    ratios, budgets = table["ratio"].unique(), np.sort(table["budget"].unique())
+    ratios, budgets = np.sort(table["ratio"].unique()), np.sort(table["budget"].unique())
     colours = dict(zip(budgets, sns.color_palette("viridis", len(budgets)), strict=True))
     distances = table.groupby("task")["distance"].first().sort_values()
     places = {task: place for place, task in enumerate(distances.index)}
     names = [f"{task.replace('_', ' ')} {nats:.2f}" for task, nats in distances.items()]
-    figure, grid = plt.subplots(1, len(ratios), figsize=(PAGE_WIDTH, 3.4), sharey=True, squeeze=False)
+    figure, grid = plt.subplots(1, len(ratios), figsize=(PAGE_WIDTH, 3.2), sharey=True, squeeze=False)
     for axes, ratio in zip(grid[0], ratios, strict=True):
         axes.axhline(0, color="black", linewidth=0.8)
         for budget, points in table[table["ratio"] == ratio].groupby("budget"):
@@ -87,9 +87,9 @@ def granularity_by_distance(table: pd.DataFrame) -> Figure:
                 label=f"{budget:g} dense epochs",
             )  # fmt: skip
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+        axes.set_xlabel("tasks (distance, nats)")
         axes.set_title(f"{ratio:.0%} removed")
     grid[0, 0].set_ylabel("accuracy, filter minus channel\n(points)")
-    figure.supxlabel("tasks by their distance to the pretraining images (nats)", fontsize=8)
     legend_below(figure, list(grid[0]), columns=len(budgets), title=None)
     return figure
 

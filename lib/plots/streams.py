@@ -14,7 +14,7 @@ def stream_overview(tasks: pd.DataFrame) -> Figure:
     """Years, domains and sizes: a row a task, the newest on top (columns name, year, domain, train, test)."""
     domains = list(tasks["domain"].unique())
     colours = dict(zip(domains, sns.color_palette("colorblind", len(domains)), strict=True))
-    figure, (years, sizes) = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 2.8), sharey=True)
+    figure, (years, sizes) = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 2.4), sharey=True)
     places = np.arange(len(tasks))
     years.hlines(places, tasks["year"].min() - 1, tasks["year"], color="lightgrey", linewidth=0.8)
     for domain, of_domain in tasks.assign(place=places).groupby("domain", sort=False):
