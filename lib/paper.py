@@ -19,7 +19,8 @@ from lib.errors import UserError, exit_with_one_sentence
 from lib.files import atomic_path
 from lib.paths import FIGURES, PAPER_RECORDS, ROOT
 from lib.profiles import arms_of
-from lib.streams import list_tasks
+from lib.runs import RunSpec, capped
+from lib.streams import list_tasks, load_stream
 
 GENERATED = ROOT / "paper" / "generated"
 
@@ -42,6 +43,7 @@ def generated_files() -> dict[str, str]:
         + "\n",
         "claims.tex": _macros("claim", sentences),
         "numbers.tex": _macros("val", _numbers(records)),
+        "tasks.tex": _tasks(),
         "improvement.tex": _improvement(records),
         "best.tex": _best(records),
         "floors.tex": _floors(records),
@@ -94,6 +96,18 @@ def _numbers(records: pd.DataFrame) -> dict[str, str]:
     }  # fmt: skip
 
 
+def _tasks() -> str:
+    """A table of the stream: a row a task, with the images that are used of it."""
+    spec = RunSpec(**arms_of("paper")["dense"])
+    rows = []
+    for task in load_stream(spec.stream).tasks:
+        data = capped(task.read(spec.image_size), spec)
+        outputs = f"{task.num_classes} tags" if task.kind == "multi-label" else str(task.num_classes)
+        counts = str(len(data.train)), str(len(data.test))
+        rows.append([task.name.replace("_", " "), task.domain, str(task.year), outputs, *counts])
+    return _tabular(["task", "domain", "year", "classes", "training", "test"], rows, words=2)
+
+
 def _improvement(records: pd.DataFrame) -> str:
     """A table of the accuracy gained over dense with channels removed: a row a budget, a column an arm."""
     gains = scaling.by_granularity(records, analysis.improvement_over_dense)
@@ -139,7 +153,7 @@ def _floors(records: pd.DataFrame) -> str:
         ]
         for fit in fits.itertuples()
     ]  # fmt: skip
-    return _tabular(head, rows)
+    return _tabular(head, rows, words=2)
 
 
 def _by_budget(texts: pd.DataFrame) -> str:
@@ -149,9 +163,10 @@ def _by_budget(texts: pd.DataFrame) -> str:
     return _tabular(["budget", *columns], [[f"{row[0]:g}", *row[1:]] for row in wide.itertuples(name=None)])
 
 
-def _tabular(head: list[str], rows: list[list[str]]) -> str:
+def _tabular(head: list[str], rows: list[list[str]], words: int = 1) -> str:
+    """LaTeX of a table whose first `words` columns are to the left, and the others to the right."""
     lines = [" & ".join(map(escaped, cells)) + " \\\\" for cells in (head, *rows)]
-    columns = "l" + "r" * (len(head) - 1)
+    columns = "l" * words + "r" * (len(head) - words)
     body = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", lines[0], "\\midrule", *lines[1:]]
     return "\n".join([*body, "\\bottomrule", "\\end{tabular}"]) + "\n"
 

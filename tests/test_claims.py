@@ -126,7 +126,7 @@ def test_the_paper_uses_what_is_generated_and_every_claim_once_at_least():
         )
         assert used <= defined
         assert used == defined or kind == "val"
-    drawn = set(re.findall(r"\\drawnby\{(\w+)\}", text))
+    drawn = set(re.findall(r"\\(?:drawnby|wide)\{(\w+)\}", text))
     assert drawn and all((paper.FIGURES / "paper" / f"{name}.pdf").exists() for name in drawn)
 
 

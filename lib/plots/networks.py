@@ -7,7 +7,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from lib.plots.style import PAGE_WIDTH, RATIO_COLOURS
+from lib.plots.style import COLUMN_WIDTH, PAGE_WIDTH, RATIO_COLOURS, legend_below
 
 
 def filters_and_macs(table: pd.DataFrame) -> Figure:
@@ -67,7 +67,7 @@ def fidelity_against_ratio(table: pd.DataFrame) -> Figure:
 def time_against_macs(table: pd.DataFrame) -> Figure:
     """Share of the dense network's time against the share of its MACs, a panel a backbone."""
     names = list(table["backbone"].unique())
-    figure, grid = plt.subplots(1, len(names), figsize=(PAGE_WIDTH, 2.4), sharey=True, squeeze=False)
+    figure, grid = plt.subplots(1, len(names), figsize=(COLUMN_WIDTH, 2.3), sharey=True, squeeze=False)
     styles = {"fp32": "-", "bf16": "--"}
     for axes, name in zip(grid[0], names, strict=True):
         part = table[table["backbone"] == name]
@@ -78,8 +78,8 @@ def time_against_macs(table: pd.DataFrame) -> Figure:
                 curve["share_of_macs"], curve["share_of_time"], marker="o", color=colours[batch],
                 linestyle=styles[precision], label=f"batch {batch}, {precision}",
             )  # fmt: skip
-        axes.set_xlabel("share of the dense network's MACs")
+        axes.set_xlabel("share of its MACs")
         axes.set_title(name)
-    grid[0, 0].set_ylabel("share of its measured time")
-    grid[0, 0].legend(frameon=False)
+    grid[0, 0].set_ylabel("share of the dense network's\nmeasured time")
+    legend_below(figure, list(grid[0]), columns=2, title=None)
     return figure
