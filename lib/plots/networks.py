@@ -65,18 +65,20 @@ def fidelity_against_ratio(table: pd.DataFrame) -> Figure:
 
 
 def time_against_macs(table: pd.DataFrame) -> Figure:
-    """Share of the dense network's time against the share of its MACs, a panel a backbone."""
-    names = list(table["backbone"].unique())
-    figure, grid = plt.subplots(1, len(names), figsize=(COLUMN_WIDTH, 2.3), sharey=True, squeeze=False)
-    styles = {"fp32": "-", "bf16": "--"}
+    """Share of the dense network's time against the share of its MACs, a panel a backbone.
+
+    Colours tell the work; a dashed curve is of whole channels.
+    """
+    names, works = list(table["backbone"].unique()), list(table["work"].unique())
+    figure, grid = plt.subplots(1, len(names), figsize=(COLUMN_WIDTH, 2.5), sharey=True, squeeze=False)
+    colours = dict(zip(works, sns.color_palette("colorblind", len(works)), strict=True))
     for axes, name in zip(grid[0], names, strict=True):
-        part = table[table["backbone"] == name]
         axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-        colours = dict(zip(part["batch"].unique(), sns.color_palette("deep"), strict=False))
-        for (batch, precision), curve in part.groupby(["batch", "precision"], sort=False):
+        curves = table[table["backbone"] == name].groupby(["work", "granularity"], sort=False)
+        for (work, granularity), curve in curves:
             axes.plot(
-                curve["share_of_macs"], curve["share_of_time"], marker="o", color=colours[batch],
-                linestyle=styles[precision], label=f"batch {batch}, {precision}",
+                curve["share_of_macs"], curve["share_of_time"], marker="o", markersize=3, color=colours[work],
+                linestyle="--" if granularity == "channel" else "-", label=f"{work}, {granularity}",
             )  # fmt: skip
         axes.set_xlabel("share of its MACs")
         axes.set_title(name)
