@@ -118,18 +118,20 @@ def all_records(profile: str) -> pd.DataFrame:
     return pd.concat([analysis.load_records(profile, group) for group in there], ignore_index=True)
 
 
-def _pair(records: pd.DataFrame, arm: str, other: str, budget: float) -> list[np.ndarray]:
-    """The errors (T, S) of two arms at a budget over the seeds in common."""
-    of_arms = records[records["arm"].isin([arm, other]) & (records["budget"] == budget)]
-    if of_arms["arm"].nunique() < 2:
+def _pair(records: pd.DataFrame, *points: tuple[str, float]) -> list[np.ndarray]:
+    """The errors (T, S) of two arms, each at a budget, over the seeds in common."""
+    table = analysis.errors_by_seed(records[records["arm"].isin([arm for arm, _ in points])])
+    if not set(points) <= set(table.index):
         raise NotMeasured
-    return analysis.seeds_in_common(analysis.errors_by_seed(of_arms), (arm, budget), (other, budget))
+    return analysis.seeds_in_common(table, *points)
 
 
 @measure(needs_records=True)
-def improvement(records: pd.DataFrame, arm: str, over: str, budget: float, of: str) -> Measured:
-    """What an arm gains over another at the same budget: one of lib.analysis.MEASURES."""
-    pair = _pair(records, arm, over, budget)
+def improvement(
+    records: pd.DataFrame, arm: str, over: str, budget: float, of: str, over_budget: float | None = None
+) -> Measured:
+    """What an arm gains over another at the same budget, or at another: one of lib.analysis.MEASURES."""
+    pair = _pair(records, (arm, budget), (over, over_budget or budget))
     statistic = analysis.MEASURES[of]
     return _with_interval(statistic, pair)
 
@@ -168,10 +170,15 @@ def best_share(records: pd.DataFrame, unit: str, granularity: str, budget: float
 
 
 @measure(needs_records=True)
-def adviser_lead(records: pd.DataFrame, unit: str) -> Measured:
-    """By how many points of error the adviser's mean regret is below that of the best fixed choice."""
+def adviser_lead(records: pd.DataFrame, unit: str, granularity: str | None = None) -> Measured:
+    """By how many points of error the adviser's mean regret is below that of the best fixed choice.
+
+    Of all networks and learners of a unit, or of the main grid of a granularity alone.
+    """
     of_unit = records[records["unit"] == unit]
-    if of_unit.empty:
+    if granularity:
+        of_unit = analysis.at_shared_budgets(scaling.main_grid(of_unit, granularity))
+    if of_unit["arm"].nunique() < 3:
         raise NotMeasured
     table = adviser.regrets(of_unit).pivot_table("regret", "task", "policy")
     fixed = table.drop(columns="adviser")

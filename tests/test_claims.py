@@ -49,6 +49,12 @@ def test_how_long_an_arm_is_ahead():
         measured(claim("ahead_until", arm="other", over="dense"), records_of(errors))
 
 
+def test_an_arm_can_be_compared_with_another_at_another_budget():
+    one = claim("improvement", arm="half", over="dense", budget=0.5, over_budget=1.0, of="points_gained")
+    found = measured(one, records_of(ERRORS))
+    assert found.value == pytest.approx(-5) and (found.low, found.high) == pytest.approx((-20, 10))
+
+
 @pytest.mark.parametrize("arguments", [{"arm": "other", "budget": 0.5}, {"arm": "half", "budget": 9}])
 def test_what_the_records_do_not_have_is_not_measured(arguments):
     one = claim("improvement", over="dense", of="points_gained", **arguments)
