@@ -445,4 +445,4 @@ def test_the_committed_records_are_measured_again_within_noise(tmp_path, arm):
         assert found[column].tolist() == committed[column].tolist(), column
     # An error over 200 or 76 images: trainings that round differently differ by a few images.
     difference = (found["error_test"] - committed["error_test"].to_numpy()).abs()
-    assert difference.mean() < 0.04 and difference.max() < 0.15
+    assert difference.mean() < 0.05 and difference.max() < 0.2
