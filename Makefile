@@ -13,10 +13,8 @@ BUILD := build/$(PROFILE)
 STAMPS := $(BUILD)/stamps
 DRAWN := 01_what_pruning_removes 02_error_against_compute 03_improvement_over_dense 04_large_or_small \
 	07_the_stream 08_learners 09_best_ratio
-# These two measure for themselves, on any machine, and take minutes.
-ifneq ($(PROFILE),smoke)
-DRAWN += 05_zero_shot_fidelity 06_macs_and_measured_time
-endif
+# These two measure for themselves, in minutes: not where only records are redrawn, nor in the smallest profile.
+MEASURED := 05_zero_shot_fidelity 06_macs_and_measured_time
 # These need arms that the smaller profiles do not have.
 ifeq ($(PROFILE),paper)
 DRAWN += 10_asymptote 11_filter_or_channel 12_which_filters 13_adviser
@@ -25,7 +23,6 @@ endif
 NETWORKS ?= resnet26_64 resnet18half_64
 # What nbval checks: all but the one that needs Tiny ImageNet and hours, and the one whose outputs are controls.
 CHECKED := $(filter-out notebooks/pretrain.ipynb notebooks/explore.ipynb,$(wildcard notebooks/*.ipynb))
-FIGURES := $(DRAWN:%=figures/$(PROFILE)/%.pdf)
 # A -j given to make is passed on; without one, the arms get JOBS.
 PARALLEL = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
 
@@ -35,7 +32,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup figures rerun runs setup-cluster setup-browser test test-slow test-all notebooks pretrain numbers verify paper arxiv benchmark tune tasks lab html lint clean _all_figures _arms
+.PHONY: help setup figures rerun runs setup-cluster setup-browser test test-slow test-all notebooks pretrain numbers verify paper arxiv benchmark tune tasks lab html lint clean _drawn _measured _arms
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,13 +64,13 @@ ifneq ($(PROFILE),paper)
 else
 	@$(PY) -m lib.profiles warn "$(PROFILE)"
 endif
-	@$(MAKE) --silent --no-print-directory $(PARALLEL) _all_figures
+	@$(MAKE) --silent --no-print-directory $(PARALLEL) _drawn $(if $(filter pocket,$(PROFILE)),_measured)
 	@echo "Figures are in figures/$(PROFILE)."
 
 rerun: setup ## measure the records of PROFILE=paper anew, then draw
 	@$(PY) -m lib.profiles stamps "$(PROFILE)"
 	$(run_arms)
-	@$(MAKE) --silent --no-print-directory $(PARALLEL) _all_figures
+	@$(MAKE) --silent --no-print-directory $(PARALLEL) _drawn _measured
 
 runs: setup-cluster ## run the arms of PROFILE on CLUSTER: local, a scheduler's address, slurm, pbs, ... (WORKERS=2)
 	@$(PY) -m lib.cluster "$(PROFILE)" "$(or $(CLUSTER),local)" "$(or $(WORKERS),2)"
@@ -166,7 +163,9 @@ _arms: $(ARMS:%=$(BUILD)/arms/%.ipynb)
 $(BUILD)/arms/%.ipynb: $(STAMPS)/arms/%.json $(STAMPS)/arms/%.training $(STAMPS)/notebooks/experiment
 	@$(PY) -m lib.execute notebooks/experiment.ipynb $@ $<
 
-_all_figures: $(FIGURES)
+_drawn: $(DRAWN:%=figures/$(PROFILE)/%.pdf)
+
+_measured: $(MEASURED:%=figures/$(PROFILE)/%.pdf)
 
 figures/$(PROFILE)/%.pdf: $(STAMPS)/notebooks/% $(STAMPS)/drawing $(STAMPS)/draw.json $(STAMPS)/records
 	@$(PY) -m lib.execute notebooks/$*.ipynb $(BUILD)/notebooks/$*.ipynb $(STAMPS)/draw.json

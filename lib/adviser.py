@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lib.analysis import at_shared_budgets, bootstrap, errors_by_seed, load_records, seeds_in_common
+from lib.analysis import COMPARED, at_shared_budgets, bootstrap, errors_by_seed, load_records, seeds_in_common
 from lib.errors import UserError
 
-CHOSEN = "backbone", "image_size", "ratio", "criterion", "scope", "granularity", "repair", "learner"
+CHOSEN = "backbone", "image_size", "ratio", "criterion", "scope", "granularity", "repair", "learner", "trials"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def recommend(budget: float, task: str, records: pd.DataFrame | None = None) -> 
     up to `budget` are left out. Raises UserError for a budget outside of what was measured.
     """
     if records is None:
-        records = load_records("paper")
+        records = load_records("paper", *COMPARED)
         records = records[records["unit"] == records["unit"].iloc[0]]
     others = records[records["task"] != task]
     reach = others.groupby("arm")["budget"].transform("max")

@@ -13,15 +13,18 @@ from lib.errors import UserError
 from lib.profiles import arms_of, records_file, replicate
 
 RESAMPLES = 4000
+COMPARED = "arms", "criteria", "shapes", "learners"  # the groups whose budgets are those of the main grid
 
 
-def load_records(profile: str, group: str = "arms") -> pd.DataFrame:
-    """The records of the arms of a profile's group with a column `arm`, in the profile's order.
+def load_records(profile: str, *groups: str) -> pd.DataFrame:
+    """The records of the arms of a profile's groups (of "arms" if none is named), in the profile's order.
 
+    A group that the profile does not have adds nothing. A column `arm` names the arm of a record.
     The seeds of an arm have its name. A column `unit` names the dense network and resolution that the budget
     is counted in. Raises UserError naming the arms that have not been run.
     """
-    files = {arm: records_file(profile, arm) for arm in arms_of(profile, group)}
+    arms = [arm for group in groups or ("arms",) for arm in arms_of(profile, group)]
+    files = {arm: records_file(profile, arm) for arm in arms}
     missing = [arm for arm, file in files.items() if not file.exists()]
     if missing:
         raise UserError(

@@ -20,7 +20,6 @@ from lib.backbones import load_backbone
 from lib.compute import Ledger, forward_macs, training_macs
 from lib.errors import UserError
 from lib.paths import ROOT
-from lib.profiles import arms_of, records_file
 from lib.pruning import plan_pruning
 from lib.pruning.sites import find_sites
 from lib.pruning.surgery import mask_channels
@@ -104,18 +103,6 @@ def measured(claim: Claim, records: pd.DataFrame | None) -> Measured:
     if records is None:
         raise NotMeasured
     return chosen.call(records, **claim.arguments)
-
-
-def all_records(profile: str) -> pd.DataFrame:
-    """The records of every arm of a profile whose budgets are those of the grid, a column `arm`."""
-    groups = ("arms", "criteria", "shapes", "learners")
-    there = [
-        group for group in groups
-        if arms_of(profile, group) and all(records_file(profile, a).exists() for a in arms_of(profile, group))
-    ]  # fmt: skip
-    if not there:
-        raise NotMeasured
-    return pd.concat([analysis.load_records(profile, group) for group in there], ignore_index=True)
 
 
 def _pair(records: pd.DataFrame, *points: tuple[str, float]) -> list[np.ndarray]:

@@ -118,7 +118,7 @@ class Explorer:
 
     def _measured_before(self) -> pd.DataFrame:
         """The front of the committed records on this task, or of all tasks for a folder of one's own."""
-        records = analysis.load_records("paper")
+        records = analysis.load_records("paper", *analysis.COMPARED)
         records = records[records["unit"] == f"{self.backbone.value}@{IMAGE_SIZE}"]
         if not self.folder.value.strip():
             records = records[records["task"] == self.task.value]

@@ -13,7 +13,7 @@ import pandas as pd
 
 from lib import analysis, scaling
 from lib.backbones import load_backbone
-from lib.claims import all_records, load_claims, measured
+from lib.claims import load_claims, measured
 from lib.compute import forward_macs
 from lib.errors import UserError, exit_with_one_sentence
 from lib.files import atomic_path
@@ -27,7 +27,7 @@ GENERATED = ROOT / "paper" / "generated"
 
 def generated_files() -> dict[str, str]:
     """Name -> text of every generated file. Raises UserError for a claim that the records do not bear out."""
-    records = all_records("paper")
+    records = analysis.load_records("paper", *analysis.COMPARED)
     found = [(claim, measured(claim, records)) for claim in load_claims()]
     if false := [claim.id for claim, now in found if not claim.is_true_of(now)]:
         raise UserError(
@@ -45,7 +45,6 @@ def generated_files() -> dict[str, str]:
         "numbers.tex": _macros("val", _numbers(records)),
         "tasks.tex": _tasks(),
         "improvement.tex": _improvement(records),
-        "best.tex": _best(records),
         "floors.tex": _floors(records),
         "records.sha256": "".join(
             f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
@@ -90,6 +89,7 @@ def _numbers(records: pd.DataFrame) -> dict[str, str]:
         "train images": str(arms["dense"]["train_images"]),
         "test images": str(arms["dense"]["evaluation_images"]),
         "smallest budget": f"{records['budget'].min():g}", "largest budget": f"{records['budget'].max():g}",
+        "shared budget": f"{analysis.at_shared_budgets(records)['budget'].max():g}",
         "seeds": str(records["seed"].nunique()), "arms": str(len(arms)), "core hours": f"{hours:.1f}",
         "large": f"{sizes['resnet26_64'] / 1e6:.0f}", "small": f"{sizes['resnet18half_64'] / 1e6:.0f}",
         "lite": f"{sizes['efficientnet_lite0'] / 1e6:.0f}",
@@ -121,22 +121,6 @@ def _improvement(records: pd.DataFrame) -> str:
         ],
     )
     return _by_budget(texts)
-
-
-def _best(records: pd.DataFrame) -> str:
-    """A table of the best share by budget, a column a unit and granularity, and of the front."""
-    best = scaling.by_granularity(records, scaling.best_ratio)
-    names = best["unit"].str.split("@").str[0]
-    shares = best.assign(
-        column=names + ", " + best["granularity"],
-        text=[f"{row.ratio:.0%} [{row.low:.0%}, {row.high:.0%}]" for row in best.itertuples()],
-    )
-    front = scaling.front(records)
-    lowest = front.assign(
-        column=front["unit"].str.split("@").str[0] + ", all arms",
-        text=[f"{row.error:.3f} ({row.arm})" for row in front.itertuples()],
-    )
-    return _by_budget(pd.concat([shares, lowest], ignore_index=True))
 
 
 def _floors(records: pd.DataFrame) -> str:

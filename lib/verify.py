@@ -9,7 +9,8 @@ import sys
 
 import pandas as pd
 
-from lib.claims import MEASURES, Measured, NotMeasured, all_records, load_claims, measured
+from lib.analysis import COMPARED, load_records
+from lib.claims import MEASURES, Measured, NotMeasured, load_claims, measured
 from lib.errors import UserError, exit_with_one_sentence
 from lib.paper import GENERATED, generated_files
 from lib.profiles import arms_of
@@ -29,10 +30,7 @@ def verify(profile: str) -> tuple[pd.DataFrame, bool]:
     """A row a claim: what was published, what is measured now, and the verdict; and whether all is well."""
     arms_of(profile)  # refuses an unknown one
     published = json.loads((GENERATED / "claims.json").read_text())
-    try:
-        records = None if profile in TOO_SMALL else all_records(profile)
-    except NotMeasured:
-        records = None
+    records = None if profile in TOO_SMALL else load_records(profile, *COMPARED)
     rows, well = [], True
     for claim in load_claims():
         before, now, verdict = Measured(**published[claim.id]), None, "not measured here"

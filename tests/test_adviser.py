@@ -19,7 +19,7 @@ def records() -> pd.DataFrame:
         {"arm": arm, "budget": budget, "event": event, "task": f"task{event}", "error_test": error, "seed": 0,
          "unit": "net@64", "backbone": "net", "image_size": 64, "ratio": 0.5 if arm == "half" else 0.0,
          "scope": "uniform", "criterion": "l1", "granularity": "filter", "repair": "none",
-         "learner": "independent", "limit_macs": round(100 * budget)}
+         "learner": "independent", "trials": 1, "limit_macs": round(100 * budget)}
         for (arm, budget), errors in ERRORS.items() for event, error in enumerate(errors)
     ])  # fmt: skip
 

@@ -108,11 +108,9 @@ def committed(tmp_path, monkeypatch) -> Path:
     shutil.copytree(PAPER_RECORDS, tmp_path / "records")
     shutil.copytree(paper.GENERATED, tmp_path / "generated")
     records_file = analysis.records_file
-    for module in (analysis, claims):
-        monkeypatch.setattr(
-            module, "records_file",
-            lambda profile, arm: tmp_path / "records" / records_file(profile, arm).name,
-        )  # fmt: skip
+    monkeypatch.setattr(
+        analysis, "records_file", lambda profile, arm: tmp_path / "records" / records_file(profile, arm).name
+    )
     monkeypatch.setattr(paper, "PAPER_RECORDS", tmp_path / "records")
     for module in (paper, verify):
         monkeypatch.setattr(module, "GENERATED", tmp_path / "generated")
