@@ -173,14 +173,15 @@ def test_arms_that_cannot_be_compared_are_refused(case):
 
 
 def test_records_are_those_of_the_profile_in_its_order(tmp_path, monkeypatch):
-    arms = list(analysis.arms_of("smoke", "arms"))
+    arms = [*analysis.arms_of("smoke", "arms"), *analysis.arms_of("smoke", "learners")]
     monkeypatch.setattr(analysis, "records_file", lambda _, arm: tmp_path / f"{arm}.parquet")
     for number, arm in enumerate(arms):
         frame = pd.DataFrame({"error_test": [number / 10], "backbone": ["net"], "image_size": [64]})
         frame.assign(reference=None).to_parquet(tmp_path / f"{arm}.parquet")
-    records = load_records("smoke")
+    records = load_records("smoke", "arms", "a group of another profile", "learners")
     assert records["arm"].tolist() == arms
     assert records["error_test"].tolist() == [number / 10 for number in range(len(arms))]
+    assert load_records("smoke")["arm"].tolist() == list(analysis.arms_of("smoke", "arms"))
 
 
 def test_arms_without_records_are_named(tmp_path, monkeypatch):
