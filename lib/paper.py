@@ -124,20 +124,18 @@ def _improvement(records: pd.DataFrame) -> str:
 
 
 def _floors(records: pd.DataFrame) -> str:
-    """A table of what error is left when compute is plentiful, a row a network of the main grid."""
+    """A table of what error is left when compute is plentiful, a row a network where that is known."""
     fits = scaling.by_granularity(records, scaling.asymptotes)
-    fits = fits[fits["identified"]].sort_values(
-        ["unit", "granularity", "ratio"], ascending=[False, True, True]
-    )
-    head = ["network", "granularity", "removed", "floor", "exponent"]
-    rows = [
-        [
-            fit.unit.split("@")[0], fit.granularity, f"{fit.ratio:.0%}",
-            f"{fit.floor:.3f} [{fit.low:.3f}, {fit.high:.3f}]", f"{fit.exponent:.2f}",
-        ]
-        for fit in fits.itertuples()
-    ]  # fmt: skip
-    return _tabular(head, rows, words=2)
+    fits = fits[fits["identified"]].drop_duplicates("arm").sort_values(["unit", "granularity", "ratio"])
+    rows = []
+    for fit in fits.itertuples():
+        network = fit.unit.split("@")[0] + (f", {fit.granularity}" if fit.ratio else "")
+        floor = f"{fit.floor:.2f} [{fit.low:.2f}, {fit.high:.2f}]"
+        cost = "--"
+        if fit.ratio and pd.notna(fit.cost):
+            cost = f"{100 * fit.cost:+.1f} [{100 * fit.cost_low:+.1f}, {100 * fit.cost_high:+.1f}]"
+        rows.append([network, f"{fit.ratio:.0%}", floor, cost])
+    return _tabular(["network", "removed", "floor", "cost (points)"], rows)
 
 
 def _by_budget(texts: pd.DataFrame) -> str:

@@ -5,14 +5,17 @@ Reads records only, like lib/analysis.py, and imports nothing that trains.
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import OptimizeWarning, curve_fit
 
-from lib.analysis import draws, errors_by_seed, mean_errors, seeds_in_common
+from lib.analysis import dense_arm, draws, errors_by_seed, mean_errors, seeds_in_common
 
 REFITS = 200  # of a curve, on draws of tasks and seeds
+FITTED_FROM = 1.0  # dense epochs: below, errors fall slowly at first and are no power law
+NEEDED = 4  # budgets, for three parameters
 IDENTIFIED = 0.1  # a floor whose 95 % interval is wider than this is not known
 
 
@@ -91,26 +94,66 @@ def fitted(budgets: np.ndarray, errors: np.ndarray) -> tuple[float, float, float
 
 
 def asymptotes(grid: pd.DataFrame) -> pd.DataFrame:
-    """`power_law` of the mean error, a row an arm, with the interval of the floor over tasks and seeds.
+    """`power_law` of the mean error from FITTED_FROM on, a row an arm; NaN where its budgets are too few.
 
-    Columns: unit, arm, ratio, floor, scale, exponent, low, high (of the floor), and identified: whether the
-    interval is narrower than IDENTIFIED and does not touch 0, where the fit ends. Where it does, the budgets
-    that were run do not tell the floor.
+    Columns: unit, arm, ratio, floor, scale, exponent; low and high: the floor's 95 % interval over draws of
+    tasks and seeds, the error at the largest budget held: how hard the drawn tasks are is not in question;
+    identified: whether that interval is narrower than IDENTIFIED and the fits do not end at 0; cost, where
+    both are identified: by how much the floor is above dense's, paired, with cost_low and cost_high.
     """
     rows = []
-    for unit, of_unit in grid.groupby("unit", sort=False):
-        table = errors_by_seed(of_unit)
-        for arm, of_arm in of_unit.groupby("arm", sort=False):
-            budgets = np.sort(of_arm["budget"].unique())
-            errors = seeds_in_common(table, *((arm, budget) for budget in budgets))
-            curve = fitted(budgets, np.array([error.mean() for error in errors]))
-            drawn = np.array([drawn.mean(1) for drawn in draws(*errors)])[:, :REFITS]
-            floors = [found[0] for means in drawn.T if (found := fitted(budgets, means))]
-            low, high = np.percentile(floors, [2.5, 97.5]) if len(floors) > REFITS / 2 else (0.0, 1.0)
-            floor, scale, exponent = curve or (np.nan, np.nan, np.nan)
+    for _, of_unit in grid.groupby("unit", sort=False):
+        table, dense = errors_by_seed(of_unit), dense_arm(of_unit)
+        fits = {arm: _fits(table, arm) for arm in of_unit["arm"].unique()}
+        for arm, fit in fits.items():
+            known = fit.identified and fits[dense].identified
+            costs = fit.floors - fits[dense].floors if known else np.full(REFITS, np.nan)
+            floor, scale, exponent = fit.curve
+            (low, high), (cost_low, cost_high) = fit.interval, _interval(costs)
             rows.append({
-                "unit": unit, "arm": arm, "ratio": of_arm["ratio"].iloc[0], "floor": floor, "scale": scale,
-                "exponent": exponent, "low": low, "high": high,
-                "identified": low > 1e-6 and high - low < IDENTIFIED,
+                **of_unit.loc[of_unit["arm"] == arm, ["unit", "arm", "ratio"]].iloc[0],
+                "floor": floor, "scale": scale, "exponent": exponent, "low": low, "high": high,
+                "identified": fit.identified, "cost": floor - fits[dense].curve[0] if known else np.nan,
+                "cost_low": cost_low, "cost_high": cost_high,
             })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class _Fits:
+    """An arm's power law, and on draws of tasks and seeds its floors (R,) and last errors (R,)."""
+
+    curve: tuple[float, float, float]
+    last: float
+    floors: np.ndarray
+    lasts: np.ndarray
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The floor's, if the last error is what it is."""
+        low, high = _interval(self.lasts - self.floors)
+        return self.last - high, self.last - low
+
+    @property
+    def identified(self) -> bool:
+        low, high = self.interval
+        return bool(high - low < IDENTIFIED and _interval(self.floors)[0] > 1e-6)
+
+
+def _fits(table: pd.DataFrame, arm: str) -> _Fits:
+    """The fits of an arm of `errors_by_seed`; NaN where budgets are fewer than NEEDED, or no fit is found."""
+    budgets = np.sort(table.loc[arm].index[table.loc[arm].index >= FITTED_FROM])
+    unknown = np.nan, np.nan, np.nan
+    if len(budgets) < NEEDED:
+        return _Fits(unknown, np.nan, *np.full((2, REFITS), np.nan))
+    errors = seeds_in_common(table, *((arm, budget) for budget in budgets))
+    means = np.array([error.mean() for error in errors])
+    drawn = np.array([drawn.mean(1) for drawn in draws(*errors)])[:, :REFITS]
+    floors = np.array([(fitted(budgets, of_draw) or unknown)[0] for of_draw in drawn.T])
+    return _Fits(fitted(budgets, means) or unknown, means[-1], floors, drawn[-1])
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % of the values that are numbers; NaN where fewer than half of them are."""
+    found = values[np.isfinite(values)]
+    return tuple(np.percentile(found, [2.5, 97.5])) if len(found) > len(values) / 2 else (np.nan, np.nan)

@@ -66,11 +66,19 @@ def test_an_asymptote_is_found_where_the_budgets_tell_it_and_said_to_be_unknown_
     for ratio, (floor, _, exponent) in CROSSING.items():
         assert told.loc[ratio, "floor"] == pytest.approx(floor, abs=0.01)
         assert told.loc[ratio, "exponent"] == pytest.approx(exponent, abs=0.05)
+        assert told.loc[ratio, "low"] <= told.loc[ratio, "floor"] <= told.loc[ratio, "high"]
+    # The tasks differ by three tenths, the floors by one in each of them: what is asked is told all the same.
+    assert told["identified"].all() and told.loc[0.0, "cost"] == 0
+    half = told.loc[0.5]
+    assert half["cost"] == pytest.approx(0.1, abs=0.01)
+    assert 0.08 < half["cost_low"] < half["cost"] < half["cost_high"] < 0.12
     untold = asymptotes(records_of({0.0: (0.2, 0.3, 0.1)}, budgets=(0.5, 1.0, 2.0), noise=0.02))
-    assert not untold["identified"].any()
+    assert not untold["identified"].any() and untold["floor"].isna().all()
     # Errors that are still a straight line in the logarithms: the fit ends at a floor of 0.
     straight = asymptotes(records_of({0.0: (0.0, 0.5, 0.2)}, noise=1e-5))
-    assert not straight["identified"].any()
+    assert not straight["identified"].any() and straight["cost"].isna().all()
+    noisy = asymptotes(records_of(CROSSING, noise=0.1))
+    assert not noisy["identified"].any()
 
 
 def test_the_grid_is_what_differs_in_the_ratio_alone():

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from lib.plots.style import PAGE_WIDTH, RATIO_COLOURS, budget_axis, legend_below, panels_of
-from lib.scaling import power_law
+from lib.scaling import FITTED_FROM, power_law
 
 REMOVED = "share of filters removed"
 
@@ -43,12 +43,12 @@ def best_ratio(by_ratio: pd.DataFrame, best: pd.DataFrame) -> Figure:
 
 
 def asymptotes(means: pd.DataFrame, fits: pd.DataFrame) -> Figure:
-    """Mean errors with their power laws; the floor and its interval on the right where it is identified."""
+    """Mean errors, their power laws where those were fitted, and on the right the floors that are known."""
     panels = panels_of(fits)
     figure, grid = plt.subplots(1, len(panels), figsize=(PAGE_WIDTH, 2.7), sharey=True, squeeze=False)
     for axes, (title, of_panel) in zip(grid[0], panels, strict=True):
         budgets = np.sort(means["budget"].unique())
-        along = np.geomspace(budgets[0], budgets[-1] * 2, 50)
+        along = np.geomspace(FITTED_FROM, budgets[-1] * 2, 50)
         for place, fit in enumerate(of_panel.sort_values("ratio").itertuples()):
             colour = "black" if fit.ratio == 0 else RATIO_COLOURS(fit.ratio)
             points = means[(means["unit"] == fit.unit) & (means["arm"] == fit.arm)]
