@@ -58,8 +58,13 @@ class Claim:
         return bool(row.eval(self.holds).item())
 
 
-class NotMeasured(Exception):
+class NotMeasured(UserError):
     """The profile's records do not have what a claim is about."""
+
+    def __init__(self, claim: str = "a claim"):
+        super().__init__(
+            f"The records do not have what {claim} is about: run the arms and budgets that it names."
+        )
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,11 @@ def measured(claim: Claim, records: pd.DataFrame | None) -> Measured:
     if not chosen.needs_records:
         return chosen.call(**claim.arguments)
     if records is None:
-        raise NotMeasured
-    return chosen.call(records, **claim.arguments)
+        raise NotMeasured(claim.id)
+    try:
+        return chosen.call(records, **claim.arguments)
+    except NotMeasured:
+        raise NotMeasured(claim.id) from None
 
 
 def _pair(records: pd.DataFrame, *points: tuple[str, float]) -> list[np.ndarray]:

@@ -111,22 +111,25 @@ def _tasks() -> str:
 def _improvement(records: pd.DataFrame) -> str:
     """A table of the accuracy gained over dense with channels removed: a row a budget, a column an arm."""
     gains = scaling.by_granularity(records, analysis.improvement_over_dense)
-    gains = gains[gains["granularity"] == "channel"]
     ratios = records.drop_duplicates("arm").set_index("arm")["ratio"]
-    texts = gains.assign(
-        column=gains["unit"].str.split("@").str[0] + " " + gains["arm"].map(ratios).map("{:.0%}".format),
-        text=[
-            f"{gain:+.0%} [{100 * low:+.0f}, {100 * high:+.0f}]"
-            for gain, low, high in gains.filter(like="accuracy_gain").itertuples(index=False)
+    gains = gains[gains["granularity"] == "channel"].assign(ratio=gains["arm"].map(ratios))
+    texts = pd.DataFrame({
+        "budget": gains["budget"], "unit": gains["unit"], "ratio": gains["ratio"],
+        "text": [
+            f"{gain + 0.0:+.0f}% [{low + 0.0:+.0f}, {high + 0.0:+.0f}]"
+            for gain, low, high in (100 * gains.filter(like="accuracy_gain")).round().itertuples(index=False)
         ],
-    )
-    return _by_budget(texts)
+    })  # fmt: skip
+    wide = texts.pivot(index="budget", columns=["unit", "ratio"], values="text").fillna("--")
+    wide = wide.sort_index(axis=1, level="ratio", sort_remaining=False)[records["unit"].unique()]
+    head = [f"{unit.split('@')[0]} {ratio:.0%}" for unit, ratio in wide.columns]
+    return _tabular(["budget", *head], [[f"{row[0]:g}", *row[1:]] for row in wide.itertuples(name=None)])
 
 
 def _floors(records: pd.DataFrame) -> str:
     """A table of what error is left when compute is plentiful, a row a network where that is known."""
     fits = scaling.by_granularity(records, scaling.asymptotes)
-    fits = fits[fits["identified"]].drop_duplicates("arm").sort_values(["unit", "granularity", "ratio"])
+    fits = fits[fits["identified"]].drop_duplicates("arm").sort_values(["unit", "ratio"], kind="stable")
     rows = []
     for fit in fits.itertuples():
         network = fit.unit.split("@")[0] + (f", {fit.granularity}" if fit.ratio else "")
@@ -136,13 +139,6 @@ def _floors(records: pd.DataFrame) -> str:
             cost = f"{100 * fit.cost:+.1f} [{100 * fit.cost_low:+.1f}, {100 * fit.cost_high:+.1f}]"
         rows.append([network, f"{fit.ratio:.0%}", floor, cost])
     return _tabular(["network", "removed", "floor", "cost (points)"], rows)
-
-
-def _by_budget(texts: pd.DataFrame) -> str:
-    """A table of `text`, a row a budget and a column a `column`; a dash where there is none."""
-    columns = list(texts["column"].unique())
-    wide = texts.pivot(index="budget", columns="column", values="text")[columns].fillna("--")
-    return _tabular(["budget", *columns], [[f"{row[0]:g}", *row[1:]] for row in wide.itertuples(name=None)])
 
 
 def _tabular(head: list[str], rows: list[list[str]], words: int = 1) -> str:

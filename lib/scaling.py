@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import OptimizeWarning, curve_fit
 
-from lib.analysis import dense_arm, draws, errors_by_seed, mean_errors, seeds_in_common
+from lib.analysis import at_shared_budgets, dense_arm, draws, errors_by_seed, mean_errors, seeds_in_common
 
 REFITS = 200  # of a curve, on draws of tasks and seeds
 FITTED_FROM = 1.0  # dense epochs: below, errors fall slowly at first and are no power law
@@ -48,7 +48,8 @@ def front(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def error_by_ratio(grid: pd.DataFrame) -> pd.DataFrame:
-    """Mean error of each ratio at each budget of each unit, with its interval over tasks and seeds."""
+    """Mean error of each ratio at each budget that all ratios of a unit were run with, with its interval."""
+    grid = at_shared_budgets(grid)
     ratios = grid.drop_duplicates("arm").set_index("arm")["ratio"]
     means = mean_errors(grid)
     units = means["unit"].map({unit: place for place, unit in enumerate(means["unit"].unique())})
@@ -57,16 +58,16 @@ def error_by_ratio(grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_ratio(grid: pd.DataFrame) -> pd.DataFrame:
-    """The ratio of the lowest mean error at each budget of each unit, of those that were run at it.
+    """The ratio of the lowest mean error at each budget that all ratios of a unit were run with.
 
     Columns: unit, budget, ratio, low and high (95 % of the draws of tasks and seeds have their best ratio
     between them), and support: the share of draws in which this ratio is the best.
     """
     rows = []
-    for unit, of_unit in grid.groupby("unit", sort=False):
+    for unit, of_unit in at_shared_budgets(grid).groupby("unit", sort=False):
         table = errors_by_seed(of_unit)
-        for budget, at_budget in of_unit.groupby("budget"):
-            ratios = at_budget.drop_duplicates("arm").set_index("arm")["ratio"].sort_values()
+        ratios = of_unit.drop_duplicates("arm").set_index("arm")["ratio"].sort_values()
+        for budget in np.sort(of_unit["budget"].unique()):
             errors = seeds_in_common(table, *((arm, budget) for arm in ratios.index))
             best = ratios.iloc[np.argmin([error.mean() for error in errors])]
             drawn = ratios.to_numpy()[np.argmin([drawn.mean(1) for drawn in draws(*errors)], axis=0)]
