@@ -127,17 +127,14 @@ def _improvement(records: pd.DataFrame) -> str:
 
 
 def _floors(records: pd.DataFrame) -> str:
-    """A table of what error is left when compute is plentiful, a row a network where that is known."""
-    fits = scaling.by_granularity(records, scaling.asymptotes)
-    fits = fits[fits["identified"]].drop_duplicates("arm").sort_values(["unit", "ratio"], kind="stable")
+    """A table of what error is left when compute is plentiful, a row a network that was run so far."""
+    fits = scaling.by_granularity(records, scaling.asymptotes).dropna(subset="floor").drop_duplicates("arm")
     rows = []
-    for fit in fits.itertuples():
+    for fit in fits.sort_values(["unit", "ratio"], ascending=[False, True]).itertuples():
         network = fit.unit.split("@")[0] + (f", {fit.granularity}" if fit.ratio else "")
-        floor = f"{fit.floor:.2f} [{fit.low:.2f}, {fit.high:.2f}]"
-        cost = "--"
-        if fit.ratio and pd.notna(fit.cost):
-            cost = f"{100 * fit.cost:+.1f} [{100 * fit.cost_low:+.1f}, {100 * fit.cost_high:+.1f}]"
-        rows.append([network, f"{fit.ratio:.0%}", floor, cost])
+        floor = f"{fit.floor:.2f} [{fit.low:.2f}, {fit.high:.2f}]" if fit.identified else "not identified"
+        cost = f"{100 * fit.cost:+.1f} [{100 * fit.cost_low:+.1f}, {100 * fit.cost_high:+.1f}]"
+        rows.append([network, f"{fit.ratio:.0%}", floor, cost if fit.ratio else "--"])
     return _tabular(["network", "removed", "floor", "cost (points)"], rows)
 
 

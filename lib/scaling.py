@@ -99,22 +99,20 @@ def asymptotes(grid: pd.DataFrame) -> pd.DataFrame:
 
     Columns: unit, arm, ratio, floor, scale, exponent; low and high: the floor's 95 % interval over draws of
     tasks and seeds, the error at the largest budget held: how hard the drawn tasks are is not in question;
-    identified: whether that interval is narrower than IDENTIFIED and the fits do not end at 0; cost, where
-    both are identified: by how much the floor is above dense's, paired, with cost_low and cost_high.
+    identified: whether that interval is narrower than IDENTIFIED and the fits do not end at 0; cost: by how
+    much the floor is above dense's, paired, with cost_low and cost_high, which say how sure that is.
     """
     rows = []
     for _, of_unit in grid.groupby("unit", sort=False):
         table, dense = errors_by_seed(of_unit), dense_arm(of_unit)
         fits = {arm: _fits(table, arm) for arm in of_unit["arm"].unique()}
         for arm, fit in fits.items():
-            known = fit.identified and fits[dense].identified
-            costs = fit.floors - fits[dense].floors if known else np.full(REFITS, np.nan)
             floor, scale, exponent = fit.curve
-            (low, high), (cost_low, cost_high) = fit.interval, _interval(costs)
+            (low, high), (cost_low, cost_high) = fit.interval, _interval(fit.floors - fits[dense].floors)
             rows.append({
                 **of_unit.loc[of_unit["arm"] == arm, ["unit", "arm", "ratio"]].iloc[0],
                 "floor": floor, "scale": scale, "exponent": exponent, "low": low, "high": high,
-                "identified": fit.identified, "cost": floor - fits[dense].curve[0] if known else np.nan,
+                "identified": fit.identified, "cost": floor - fits[dense].curve[0],
                 "cost_low": cost_low, "cost_high": cost_high,
             })  # fmt: skip
     return pd.DataFrame(rows)
