@@ -13,6 +13,7 @@ from lib.errors import UserError
 from lib.execute import execute
 from lib.paths import ROOT
 
+COMMITTED = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PARAMETERS = "number = 1\nflag = True\nrate = 0.5\nitems = [1]\nnothing = 0\ntext = 'a'"
 
 
@@ -129,3 +130,10 @@ def test_command_line_ends_with_one_sentence(tmp_path, arguments):
     )
     assert done.returncode == 1
     assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
+def test_committed_notebooks_carry_neither_warnings_nor_errors(file):
+    # A warning holds a path with the kernel's number, and so would differ at every execution.
+    outputs = [out for cell in nbformat.read(file, 4).cells for out in cell.get("outputs", [])]
+    assert [out for out in outputs if out.output_type == "error" or out.get("name") == "stderr"] == []
