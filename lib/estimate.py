@@ -1,5 +1,6 @@
 """Say how long the arms that are still to run will take: `python -m lib.estimate PROFILE JOBS`."""
 
+import functools
 import os
 import sys
 
@@ -9,36 +10,45 @@ from lib.backbones import load_backbone
 from lib.compute import forward_macs, training_macs
 from lib.errors import exit_with_one_sentence
 from lib.profiles import arms_of, is_done
+from lib.pruning import plan_pruning
 from lib.runs import RunSpec, capped, chosen_tasks, trained_epochs
 from lib.speed import images_per_second
 from lib.streams import load_stream
 from lib.training import TaskNetwork
 
 
-def seconds_of(spec: RunSpec, rate: float) -> float:
+@functools.cache
+def speed_of(
+    backbone: str, ratio: float, granularity: str, image_size: int, precision: str
+) -> tuple[float, int, int]:
+    """Of the pruned network: training images a second, MACs to train on one, MACs of its forward pass."""
+    dense = load_backbone(backbone, pretrained=False)
+    network = plan_pruning(dense, ratio, granularity=granularity).apply(dense)
+    rate = images_per_second(network, precision, image_size)
+    return rate, training_macs(TaskNetwork(network, 10), image_size), forward_macs(network, image_size)
+
+
+def seconds_of(spec: RunSpec) -> float:
     """Estimated seconds of one arm on one thread: the budgets, and measuring dev and test after each."""
-    network = TaskNetwork(load_backbone(spec.backbone, pretrained=False), 10)
-    train, forward = training_macs(network, spec.image_size), forward_macs(network, spec.image_size)
-    total = 0
+    rate, train, forward = speed_of(
+        spec.backbone, spec.ratio, spec.granularity, spec.image_size, spec.precision
+    )
+    name, size = (spec.reference or f"{spec.backbone}@{spec.image_size}").split("@")
+    epoch = training_macs(TaskNetwork(load_backbone(name, pretrained=False), 10), int(size))
+    images = 0
     for task in chosen_tasks(load_stream(spec.stream, spec.missing), spec).tasks:
         data = capped(task.read(spec.image_size), spec)
-        total += sum(trained_epochs(spec)) * len(data.train) * train
-        total += len(spec.budgets) * (len(data.dev) + len(data.test)) * forward
-    return total / rate
+        images += sum(trained_epochs(spec)) * len(data.train) * epoch / train
+        images += len(spec.budgets) * (len(data.dev) + len(data.test)) * forward / train
+    return images / rate
 
 
 def main(profile: str, jobs: int) -> None:
     arms = arms_of(profile)
     pending = {name: RunSpec(**fields) for name, fields in arms.items() if not is_done(profile, name)}
     torch.set_num_threads(1)
-    rates = {}  # MACs a second
-    for spec in pending.values():
-        if spec.backbone not in rates:
-            backbone = load_backbone(spec.backbone, pretrained=False)
-            rates[spec.backbone] = images_per_second(backbone, spec.precision, spec.image_size)
-            rates[spec.backbone] *= training_macs(TaskNetwork(backbone, 10), spec.image_size)
     side_by_side = max(1, min(jobs, os.cpu_count() or 1, len(pending)))
-    minutes = sum(seconds_of(spec, rates[spec.backbone]) for spec in pending.values()) / side_by_side / 60
+    minutes = sum(map(seconds_of, pending.values())) / side_by_side / 60
     print(
         f"{profile}: {len(pending)} of {len(arms)} arms to run, {side_by_side} side by side: about "
         f"{max(1, round(minutes))} minutes on this machine."

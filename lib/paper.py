@@ -80,9 +80,7 @@ def _numbers(records: pd.DataFrame) -> dict[str, str]:
         "resnet26_64", "resnet18half_64", "efficientnet_lite0"
     )}  # fmt: skip
     arms = arms_of("paper")
-    hours = sum(
-        json.loads(file.read_text())["seconds"] for file in PAPER_RECORDS.glob("*.json")
-    ) / 3600  # fmt: skip
+    spent = [pd.read_parquet(file)["seconds"].sum() for file in PAPER_RECORDS.glob("*.parquet")]
     return {
         "tasks": str(len(tasks)), "domains": str(tasks["domain"].nunique()),
         "first year": str(tasks["year"].min()), "last year": str(tasks["year"].max()),
@@ -90,7 +88,8 @@ def _numbers(records: pd.DataFrame) -> dict[str, str]:
         "test images": str(arms["dense"]["evaluation_images"]),
         "smallest budget": f"{records['budget'].min():g}", "largest budget": f"{records['budget'].max():g}",
         "shared budget": f"{analysis.at_shared_budgets(records)['budget'].max():g}",
-        "seeds": str(records["seed"].nunique()), "arms": str(len(arms)), "core hours": f"{hours:.1f}",
+        "seeds": str(records["seed"].nunique()), "arms": str(len(arms)),
+        "core hours": f"{sum(spent) / 3600:.1f}",
         "large": f"{sizes['resnet26_64'] / 1e6:.0f}", "small": f"{sizes['resnet18half_64'] / 1e6:.0f}",
         "lite": f"{sizes['efficientnet_lite0'] / 1e6:.0f}",
     }  # fmt: skip
@@ -129,13 +128,14 @@ def _improvement(records: pd.DataFrame) -> str:
 def _floors(records: pd.DataFrame) -> str:
     """A table of what error is left when compute is plentiful, a row a network that was run so far."""
     fits = scaling.by_granularity(records, scaling.asymptotes).dropna(subset="floor").drop_duplicates("arm")
+    seeds = records.groupby(["arm", "budget"])["seed"].nunique().groupby("arm").last()
     rows = []
     for fit in fits.sort_values(["unit", "ratio"], ascending=[False, True]).itertuples():
         network = fit.unit.split("@")[0] + (f", {fit.granularity}" if fit.ratio else "")
         floor = f"{fit.floor:.2f} [{fit.low:.2f}, {fit.high:.2f}]" if fit.identified else "not identified"
         cost = f"{100 * fit.cost:+.1f} [{100 * fit.cost_low:+.1f}, {100 * fit.cost_high:+.1f}]"
-        rows.append([network, f"{fit.ratio:.0%}", floor, cost if fit.ratio else "--"])
-    return _tabular(["network", "removed", "floor", "cost (points)"], rows)
+        rows.append([network, f"{fit.ratio:.0%}", str(seeds[fit.arm]), floor, cost if fit.ratio else "--"])
+    return _tabular(["network", "removed", "seeds", "floor", "cost (points)"], rows)
 
 
 def _tabular(head: list[str], rows: list[list[str]], words: int = 1) -> str:
