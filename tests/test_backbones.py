@@ -109,7 +109,7 @@ HUB = [name for name in list_backbones() if name.startswith("deit")]
 
 @pytest.mark.parametrize("name", HUB)
 def test_without_a_network_the_error_names_the_hub_and_what_needs_none(name, no_network, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read at its import
     with pytest.raises(UserError, match="Hugging Face hub") as error:
         load_backbone(name)
     assert all(offline in str(error.value) for offline in OFFLINE)
