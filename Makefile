@@ -13,7 +13,7 @@ BUILD := build/$(PROFILE)
 STAMPS := $(BUILD)/stamps
 DRAWN := 01_what_pruning_removes 02_error_against_compute 03_improvement_over_dense 04_large_or_small \
 	07_the_stream 08_learners 09_best_ratio
-# These two measure for themselves, in minutes: not where only records are redrawn, nor in the smallest profile.
+# These two need no records and measure for themselves, in minutes: `rerun` draws them.
 MEASURED := 05_zero_shot_fidelity 06_macs_and_measured_time
 # These need arms that the smaller profiles do not have.
 ifeq ($(PROFILE),paper)
@@ -64,13 +64,14 @@ ifneq ($(PROFILE),paper)
 else
 	@$(PY) -m lib.profiles warn "$(PROFILE)"
 endif
-	@$(MAKE) --silent --no-print-directory $(PARALLEL) _drawn $(if $(filter pocket,$(PROFILE)),_measured)
+	@$(MAKE) --silent --no-print-directory $(PARALLEL) _drawn
 	@echo "Figures are in figures/$(PROFILE)."
 
-rerun: setup ## measure the records of PROFILE=paper anew, then draw
+rerun: setup ## measure anew what is out of date, also of PROFILE=paper, then draw all figures
 	@$(PY) -m lib.profiles stamps "$(PROFILE)"
 	$(run_arms)
-	@$(MAKE) --silent --no-print-directory $(PARALLEL) _drawn _measured
+	@$(MAKE) --silent --no-print-directory $(PARALLEL) _drawn
+	@$(MAKE) --silent --no-print-directory -j1 _measured
 
 runs: setup-cluster ## run the arms of PROFILE on CLUSTER: local, a scheduler's address, slurm, pbs, ... (WORKERS=2)
 	@$(PY) -m lib.cluster "$(PROFILE)" "$(or $(CLUSTER),local)" "$(or $(WORKERS),2)"
