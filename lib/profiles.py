@@ -22,7 +22,7 @@ def arms_of(profile: str, group: str | None = None) -> dict[str, dict]:
     """The fields of each arm's RunSpec by the arm's name, in order: of all groups, or of one.
 
     A profile has the groups of the one that it extends, and its own. What `seeds` lists is run with more
-    seeds, under the names that `replicate` gives; what `long` lists, at its budgets too. Raises UserError if
+    seeds, under the names that `replicate` gives; what `long` lists, at further budgets. Raises UserError if
     the profile is unknown.
     """
     profiles = tomllib.loads(PROFILES.read_text())
@@ -38,9 +38,9 @@ def arms_of(profile: str, group: str | None = None) -> dict[str, dict]:
     for arm, seeds in tables.get("seeds", {}).items():
         if arm in arms:
             arms |= {replicate(arm, seed): {**arms[arm], "seed": seed} for seed in seeds}
-    long = tables.get("long", {"arms": []})
-    for arm in arms.keys() & set(long["arms"]):
-        arms[arm] = {**arms[arm], "budgets": [*arms[arm]["budgets"], *long["budgets"]]}
+    for arm, budgets in tables.get("long", {}).items():
+        if arm in arms:
+            arms[arm] = {**arms[arm], "budgets": [*arms[arm]["budgets"], *budgets]}
     return arms
 
 

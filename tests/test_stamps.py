@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,17 @@ def test_prose_and_outputs_of_a_notebook_change_nothing(copy):
     file = "notebooks/experiment.ipynb"
     assert changed(copy, file, lambda text: text.replace("**Shows**", "**Tells**", 1)) == set()
     assert changed(copy, file, lambda text: text.replace("import", "import  ", 1)) == {"notebooks/experiment"}
+
+
+def test_arms_that_a_profile_runs_with_more_seeds_or_budgets_are_in_it():
+    for name, tables in tomllib.loads(profiles.PROFILES.read_text()).items():
+        arms = arms_of(name)
+        assert tables.get("seeds", {}).keys() | tables.get("long", {}).keys() <= arms.keys()
+        for arm, budgets in tables.get("long", {}).items():
+            assert arms[arm]["budgets"] == sorted({*arms[arm]["budgets"], *budgets})
+
+
+def test_a_seed_of_an_arm_differs_in_the_seed_alone_and_budgets_are_added_in_order():
+    arms = arms_of("paper")
+    assert arms["channel_90-seed1"] == {**arms["channel_90"], "seed": 1, "budgets": arms["l1_50"]["budgets"]}
+    assert arms["channel_90"]["budgets"] == [*arms["l1_50"]["budgets"], 4.0, 8.0]
