@@ -49,6 +49,8 @@ def execute(notebook: Path, output: Path, parameters: dict, label: str) -> None:
             executed = papermill.execute_notebook(
                 str(notebook), str(temporary), parameters, progress_bar=False, cwd=str(notebook.parent),
                 kernel_name="python3", config=transport,
+                # A kernel is interrupted before it is ended, which some report as an error.
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )  # fmt: skip
         except PapermillExecutionError as error:
             kind = "" if error.ename == "UserError" else f"{error.ename}: "
