@@ -1,6 +1,7 @@
 """Arms on Dask's workers: the same records as without, whatever dies. Needs the extra `cluster`."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 import pandas as pd
 import psutil
 import pytest
+from local_slurm import MISSING, jobs_of, local_slurm
 from test_runs import assert_same_records
 from test_system import Project
 
@@ -167,6 +169,19 @@ def test_a_scheduler_and_two_workers_of_their_own(project, expected, cluster, tm
         for tool in tools:
             tool.kill()
             tool.communicate()
+    assert_same(project, expected)
+
+
+@pytest.mark.skipif(
+    bool(MISSING), reason=f"{', '.join(MISSING)} not here: run `apt-get install slurm-wlm munge`"
+)
+@pytest.mark.skipif(os.geteuid() != 0, reason="Slurm's daemons want to be root")
+def test_a_real_slurm_gives_the_same_records(project, expected, cluster, monkeypatch, tmp_path):
+    logs = project.root / "build/cluster"
+    with local_slurm(tmp_path) as environment:
+        monkeypatch.setitem(project.environment, "SLURM_CONF", environment["SLURM_CONF"])
+        assert "3/3 " in output_of(cluster("slurm", "2"))
+        assert len(jobs_of(environment)) == len(list(logs.glob("*.out"))) == 2
     assert_same(project, expected)
 
 
