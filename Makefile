@@ -36,7 +36,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
-	@echo "Profiles (PROFILE=...): smoke, pocket (the default), paper"
+	@echo "Profiles (PROFILE=...): smoke, pocket (the default), paper, nevis"
 
 setup: ## make .venv from requirements.txt, when it is missing or out of date
 	@want="$$(cat requirements.txt pyproject.toml | cksum)"; \
@@ -151,7 +151,7 @@ lint: setup ## check and format the code
 	$(PY) -m ruff format lib tests
 
 clean: ## remove what was built (build/, figures of other profiles than paper); the packages stay
-	rm -rf build figures/smoke figures/pocket
+	rm -rf build figures/smoke figures/pocket figures/nevis
 
 # --- below, reached through `figures` and `rerun` only, when the stamps are fresh ------------------
 

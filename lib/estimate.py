@@ -19,19 +19,19 @@ from lib.training import TaskNetwork
 
 @functools.cache
 def speed_of(
-    backbone: str, ratio: float, granularity: str, image_size: int, precision: str
+    backbone: str, ratio: float, granularity: str, image_size: int, precision: str, device: str
 ) -> tuple[float, int, int]:
     """Of the pruned network: training images a second, MACs to train on one, MACs of its forward pass."""
     dense = load_backbone(backbone, pretrained=False)
     network = plan_pruning(dense, ratio, granularity=granularity).apply(dense)
-    rate = images_per_second(network, precision, image_size)
+    rate = images_per_second(network, precision, image_size, device)
     return rate, training_macs(TaskNetwork(network, 10), image_size), forward_macs(network, image_size)
 
 
 def seconds_of(spec: RunSpec) -> float:
     """Estimated seconds of one arm on one thread: the budgets, and measuring dev and test after each."""
     rate, train, forward = speed_of(
-        spec.backbone, spec.ratio, spec.granularity, spec.image_size, spec.precision
+        spec.backbone, spec.ratio, spec.granularity, spec.image_size, spec.precision, spec.device
     )
     name, size = (spec.reference or f"{spec.backbone}@{spec.image_size}").split("@")
     epoch = training_macs(TaskNetwork(load_backbone(name, pretrained=False), 10), int(size))

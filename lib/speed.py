@@ -6,6 +6,7 @@ import torch
 
 from lib.backbones import Backbone
 from lib.compute import Ledger, training_macs
+from lib.errors import UserError
 from lib.streams import Split
 from lib.training import Recipe, TaskNetwork, fine_tune
 
@@ -16,6 +17,8 @@ def images_per_second(
     backbone: Backbone, precision: str, image_size: int, device: str = "cpu", rounds: int = 1
 ) -> float:
     """Training images a second on as many threads as torch has, the best of `rounds`."""
+    if device != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"device={device} is not here: this torch sees no GPU. Use device='cpu'.")
     shape = 64, image_size, image_size, 3
     images = Split(torch.zeros(shape, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64))
     network = TaskNetwork(backbone, 10)

@@ -13,7 +13,10 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+import torch
+from helpers import few_images
 from pandas.testing import assert_frame_equal
+from PIL import Image
 
 from lib.learners import LEARNERS
 from lib.paths import ROOT
@@ -201,6 +204,42 @@ def test_make_alone_lists_the_targets(project):
     assert {"figures", "test", "test-all", "lint", "clean"} <= {
         line.split()[0] for line in output.splitlines()
     }
+
+
+def test_the_nevis_profile_runs_what_is_here_and_draws_it(project, tmp_path, monkeypatch):
+    """On a CPU, on a data set that is two tasks of the benchmark and one that is a third, with few images."""
+    for name, task in {"MNIST": "mnist", "Fashion MNIST": "fashion_mnist"}.items():
+        few = few_images(task, 60, 20, 20)
+        for part in ("train", "dev", "test"):
+            split = getattr(few, part)
+            for place, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+                file = tmp_path / "folders" / name / part / str(int(label)) / f"{place}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image.numpy()).save(file)
+    monkeypatch.setitem(project.environment, "DATASETS", str(tmp_path))
+    profiles = project.root / "notebooks/profiles.toml"
+    before, mark, nevis = profiles.read_text().partition("[nevis.common]\n")
+    smaller = re.sub(r"(?m)^(activation_75|channel_[279]|probe_small|dynamic|previous).*\n", "", nevis)
+    smaller = smaller.replace('device = "cuda"\n', "")
+    profiles.write_text(before + mark + re.sub(r"budgets = .*", "budgets = [0.125, 0.25]", smaller))
+    try:
+        status, output = project.run("make", "-j2", "figures", "PROFILE=nevis")
+    finally:
+        profiles.write_text(before + mark + nevis)
+    assert status == 0, output
+    records = pd.read_parquet(project.root / "build/nevis/arms/channel_50.parquet")
+    assert records.drop_duplicates("event")["task"].tolist() == ["MNIST", "MNIST", "Fashion MNIST"]
+    assert "Stanford Cars" in records["left_out"].iloc[0] and set(records["stream"]) == {"nevis/short"}
+    drawn = {file.stem for file in (project.root / "figures/nevis").glob("*.pdf")}
+    assert drawn == set(DRAWN)
+
+
+def test_the_nevis_profile_asks_for_a_gpu_in_one_sentence(project):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    status, output = project.run("make", "figures", "PROFILE=nevis")
+    assert status != 0 and "Traceback" not in output
+    assert len(re.findall(r"(?m)^Error: .*", output)) == 1
 
 
 def nbval(project: Project, file: Path) -> tuple[int, str]:
