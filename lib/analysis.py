@@ -192,24 +192,23 @@ def improvement_over_dense(records: pd.DataFrame, learner: str = "independent") 
     return pd.DataFrame(rows, columns=["unit", "arm", "budget", *measured])
 
 
-def granularities_compared(of_unit: pd.DataFrame) -> pd.DataFrame:
-    """By how many points `filter` is ahead of `channel`, a row a task, ratio and budget.
+def granularities_compared(records: pd.DataFrame) -> pd.DataFrame:
+    """By how many points `filter` is ahead of `channel`, a row a unit, task, ratio and budget.
 
     Compares arms of one unit that differ in the granularity alone, over the seeds that both were run with.
     """
-    table, about = errors_by_seed(of_unit), of_unit.drop_duplicates("arm")
     alike = ["backbone", "ratio", "criterion", "scope", "repair", "learner", "trials", "image_size"]
-    thin = about[about["granularity"] == "channel"]
-    pairs = thin.merge(about[about["granularity"] == "filter"], on=alike, suffixes=("_channel", "_filter"))
-    tasks = of_unit.drop_duplicates("event").sort_values("event")["task"]
     rows = []
-    for pair in pairs.itertuples():
-        for budget in table.loc[pair.arm_channel].index.intersection(table.loc[pair.arm_filter].index):
-            errors = seeds_in_common(table, (pair.arm_channel, budget), (pair.arm_filter, budget))
-            points = 100 * (errors[0] - errors[1]).mean(1)
-            rows.append(
-                pd.DataFrame({"task": tasks, "ratio": pair.ratio, "budget": budget, "points": points})
-            )
+    for unit, of_unit in records.groupby("unit", sort=False):
+        table, about = errors_by_seed(of_unit), of_unit.drop_duplicates("arm")
+        thin, inner = (about[about["granularity"] == name] for name in ("channel", "filter"))
+        pairs = thin.merge(inner, on=alike, suffixes=("_channel", "_filter"))
+        tasks = of_unit.drop_duplicates("event").sort_values("event")["task"]
+        for pair in pairs.itertuples():
+            for budget in table.loc[pair.arm_channel].index.intersection(table.loc[pair.arm_filter].index):
+                errors = seeds_in_common(table, (pair.arm_channel, budget), (pair.arm_filter, budget))
+                about_it = {"unit": unit, "task": tasks, "ratio": pair.ratio, "budget": budget}
+                rows.append(pd.DataFrame({**about_it, "points": 100 * (errors[0] - errors[1]).mean(1)}))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -218,26 +217,41 @@ def learner_names(records: pd.DataFrame) -> pd.Series:
     return records["learner"].where(records["trials"] == 1, records["learner"] + ", searched")
 
 
-def learners_compared(records: pd.DataFrame) -> pd.DataFrame:
-    """Every learner on each network (one a ratio), a row a budget, with 95 % intervals over tasks and seeds.
+def learners_grid(records: pd.DataFrame) -> pd.DataFrame:
+    """Of each unit that was probed pruned: its own network, dense and pruned like that, at shared budgets.
 
-    Columns: ratio, learner, budget, error (mean over tasks), low, high, tera_macs (of the whole stream),
-    and forward_transfer: by how many points the mean error is below that of `independent` on the same network
-    at the same budget, paired, with `_low` and `_high`.
+    Every learner is run with these two networks, so what is left differs in how a stream is learnt.
+    """
+    fields = ["ratio", "criterion", "scope", "granularity", "repair"]
+    own = records[records["backbone"] + "@" + records["image_size"].astype(str) == records["unit"]]
+    parts = []
+    for _, of_unit in own.groupby("unit", sort=False):
+        probed = of_unit[(of_unit["learner"] == "probe") & (of_unit["ratio"] > 0)]
+        if len(probed):
+            alike = (of_unit[fields] == probed.iloc[0][fields]).all(axis=1)
+            parts.append(of_unit[alike | (of_unit["ratio"] == 0)])
+    return at_shared_budgets(pd.concat(parts))
+
+
+def learners_compared(records: pd.DataFrame) -> pd.DataFrame:
+    """Every learner on each network (one a unit and ratio), a row a budget, with 95 % intervals.
+
+    Intervals are over tasks and seeds. Columns: unit, ratio, learner, budget, error (mean over tasks), low,
+    high, tera_macs (of the whole stream), and forward_transfer: by how many points the mean error is below
+    that of `independent` on the same network at the same budget, paired, with `_low` and `_high`.
     """
     records = records.assign(learner=learner_names(records))
     rows = []
-    for ratio, of_ratio in records.groupby("ratio", sort=False):
-        of_ratio = of_ratio.assign(arm=of_ratio["learner"])
-        table = errors_by_seed(of_ratio)
-        spent = (
-            of_ratio.groupby(["learner", "budget", "event"])["total_macs"].mean().groupby(level=[0, 1]).sum()
-        )
-        for mean in mean_errors(of_ratio).itertuples():
+    for (unit, ratio), of_network in records.groupby(["unit", "ratio"], sort=False):
+        of_network = of_network.assign(arm=of_network["learner"])
+        table = errors_by_seed(of_network)
+        by_event = of_network.groupby(["learner", "budget", "event"])["total_macs"].mean()
+        spent = by_event.groupby(level=["learner", "budget"]).sum()
+        for mean in mean_errors(of_network).itertuples():
             pair = seeds_in_common(table, (mean.arm, mean.budget), ("independent", mean.budget))
             gained = _with_interval("forward_transfer", points_gained, *pair)
             rows.append({
-                "ratio": ratio, "learner": mean.arm, "budget": mean.budget, "error": mean.error,
+                "unit": unit, "ratio": ratio, "learner": mean.arm, "budget": mean.budget, "error": mean.error,
                 "low": mean.low, "high": mean.high, "tera_macs": spent[(mean.arm, mean.budget)] / 1e12,
                 **gained,
             })  # fmt: skip

@@ -8,7 +8,6 @@ from matplotlib.ticker import FuncFormatter
 
 from lib.plots.style import (
     BUDGET,
-    COLUMN_WIDTH,
     PAGE_WIDTH,
     arms_table,
     budget_axis,
@@ -135,15 +134,19 @@ def _with_bars(
 
 
 def large_or_small(records: pd.DataFrame, means: pd.DataFrame) -> Figure:
-    """Mean test error over the budget: the large network dense, its best pruned arm, and the small one."""
-    arms = arms_table(records)
-    budgets = np.sort(means["budget"].unique())
-    figure, axes = plt.subplots(figsize=(COLUMN_WIDTH, 3.2))
-    for dodge, name in zip(np.geomspace(0.96, 1.04, len(arms)), arms.index, strict=True):
-        arm = arms.loc[name]
-        label = f"{arm['ratio']:.0%} removed" if arm["ratio"] and arm["learner"] == "independent" else None
-        _with_bars(axes, means[means["arm"] == name], "error", "", dodge, arm, label)
-    budget_axis(axes, budgets)
-    axes.set_ylabel("test error, mean over tasks\n(95 % interval over tasks)")
-    legend_below(figure, [axes], columns=2, title=None)
+    """Mean test error over the budget, a panel a unit: the network dense and pruned, and the alternatives."""
+    arms, units = arms_table(records), list(records["unit"].unique())
+    figure, grid = plt.subplots(1, len(units), figsize=(PAGE_WIDTH, 2.9), squeeze=False, sharey=True)
+    for axes, unit in zip(grid[0], units, strict=True):
+        of_unit = arms[arms["unit"] == unit]
+        dodges = np.geomspace(0.95, 1.05, len(of_unit))
+        for dodge, (name, arm) in zip(dodges, of_unit.iterrows(), strict=True):
+            label = f"{arm['ratio']:.0%} removed" if arm["ratio"] else None
+            if arm["learner"] != "independent" and label:
+                label += f", {arm['learner']}"
+            _with_bars(axes, means[means["arm"] == name], "error", "", dodge, arm, label)
+        budget_axis(axes, np.sort(means["budget"].unique()))
+        axes.set_title(unit.replace("@", " at ") + " px")
+    grid[0, 0].set_ylabel("test error, mean over tasks\n(95 % interval over tasks)")
+    legend_below(figure, list(grid[0]), columns=5, title=None)
     return figure

@@ -7,7 +7,16 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from lib.plots.style import PAGE_WIDTH, RATIO_COLOURS, budget_axis, legend_below, panels_of
+from lib.plots.style import (
+    PAGE_WIDTH,
+    RATIO_COLOURS,
+    arms_table,
+    budget_axis,
+    label_of,
+    legend_below,
+    look_of,
+    panels_of,
+)
 from lib.scaling import FITTED_FROM, power_law
 
 REMOVED = "share of filters removed"
@@ -69,54 +78,59 @@ def asymptotes(means: pd.DataFrame, fits: pd.DataFrame) -> Figure:
 
 
 def granularity_by_distance(table: pd.DataFrame) -> Figure:
-    """Points that `filter` is ahead of `channel`, a panel a ratio, tasks from the nearest to the farthest.
+    """Points that `filter` is ahead of `channel` against a task's distance: a row a unit, a panel a ratio.
 
-    Columns of the table: task, distance, ratio, budget, points.
+    Columns of the table: unit, task, distance, ratio, budget, points.
     """
-    ratios, budgets = np.sort(table["ratio"].unique()), np.sort(table["budget"].unique())
+    units, ratios = list(table["unit"].unique()), np.sort(table["ratio"].unique())
+    budgets = np.sort(table["budget"].unique())
     colours = dict(zip(budgets, sns.color_palette("viridis", len(budgets)), strict=True))
-    distances = table.groupby("task")["distance"].first().sort_values()
-    places = {task: place for place, task in enumerate(distances.index)}
-    names = [f"{task.replace('_', ' ')} {nats:.2f}" for task, nats in distances.items()]
-    figure, grid = plt.subplots(1, len(ratios), figsize=(PAGE_WIDTH, 3.2), sharey=True, squeeze=False)
-    for axes, ratio in zip(grid[0], ratios, strict=True):
-        axes.axhline(0, color="black", linewidth=0.8)
-        for budget, points in table[table["ratio"] == ratio].groupby("budget"):
-            axes.plot(
-                points["task"].map(places), points["points"], "o", color=colours[budget], markersize=3,
-                label=f"{budget:g} dense epochs",
-            )  # fmt: skip
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
-        axes.set_xlabel("tasks (distance, nats)")
-        axes.set_title(f"{ratio:.0%} removed")
-    grid[0, 0].set_ylabel("accuracy, filter minus channel\n(points)")
+    figure, grid = plt.subplots(
+        len(units), len(ratios), figsize=(PAGE_WIDTH, 0.6 + 1.5 * len(units)), sharex="row", sharey=True,
+        squeeze=False,
+    )  # fmt: skip
+    for row, unit in zip(grid, units, strict=True):
+        for axes, ratio in zip(row, ratios, strict=True):
+            shown = table[(table["unit"] == unit) & (table["ratio"] == ratio)]
+            axes.set_visible(len(shown) > 0)
+            axes.axhline(0, color="black", linewidth=0.8)
+            for budget, points in shown.groupby("budget"):
+                axes.plot(
+                    points["distance"], points["points"], "o", color=colours[budget], markersize=3,
+                    label=f"{budget:g} dense epochs",
+                )  # fmt: skip
+            axes.set_title(f"{unit.split('@')[0]}, {ratio:.0%} removed", fontsize=7)
+        row[0].set_ylabel("filter minus channel\n(points of accuracy)")
+    for axes in grid[-1]:
+        axes.set_xlabel("a task's distance (nats)")
     legend_below(figure, list(grid[0]), columns=len(budgets), title=None)
     return figure
 
 
-def regret(table: pd.DataFrame) -> Figure:
-    """Mean regret against the budget: a panel a choice, the adviser in black.
+def regret(table: pd.DataFrame, records: pd.DataFrame) -> Figure:
+    """Mean regret against the budget: a panel a choice, the adviser a broad line.
 
-    The fixed policies of the first choice have colours, and so has the best of each; the others are grey.
-    Columns of the table: choice, policy, budget, regret (a row a task).
+    The fixed policies of the first choice look like their arms, and so does the best of each; the others are
+    grey. Columns of the table: choice, policy, arm, budget, regret (a row a task).
     """
     choices = list(table["choice"].unique())
-    overall = table.groupby(["choice", "policy"], sort=False)["regret"].mean().drop("adviser", level="policy")
-    named = [*overall[choices[0]].index, *(overall[choice].idxmin() for choice in choices)]
-    named = list(dict.fromkeys(named))
-    colours = dict(zip(named, sns.color_palette("husl", len(named)), strict=True))
+    fixed = table[table["policy"] != "adviser"]
+    overall = fixed.groupby(["choice", "arm"], sort=False)["regret"].mean()
+    named = {*overall[choices[0]].index, *(overall[choice].idxmin() for choice in choices)}
+    arms = arms_table(records)
     figure, grid = plt.subplots(1, len(choices), figsize=(PAGE_WIDTH, 2.9), sharey=True, squeeze=False)
     for axes, choice in zip(grid[0], choices, strict=True):
-        means = table[table["choice"] == choice].pivot_table("regret", "budget", "policy", sort=False)
-        for policy in means.columns.drop("adviser"):
+        means = fixed[fixed["choice"] == choice].pivot_table("regret", "budget", "arm", sort=False)
+        for arm in arms.index.intersection(means.columns):
             look = {"color": "0.8", "linewidth": 0.7, "zorder": 1, "label": "always another"}
-            if policy in named:
-                marker = "osD^v<>"[named.index(policy) % 7]
-                look = {"color": colours[policy], "marker": marker, "label": policy.replace("_", " ")}
-            axes.plot(means.index, means[policy], **look)
-        axes.plot(means.index, means["adviser"], color="black", linewidth=2.5, marker="o", label="adviser")
-        budget_axis(axes, means.index.to_numpy())
+            if arm in named:
+                look = look_of(arms.loc[arm]) | {"label": f"always {label_of(arms.loc[arm])}"}
+            axes.plot(means.index, means[arm], **look)
+        advised = table[(table["choice"] == choice) & (table["policy"] == "adviser")]
+        along = advised.groupby("budget")["regret"].mean()
+        axes.plot(along.index, along, color="tab:cyan", linewidth=3.5, alpha=0.8, label="adviser")
+        budget_axis(axes, along.index.to_numpy())
         axes.set_title(choice)
     grid[0, 0].set_ylabel("error above the best in hindsight\n(mean over tasks)")
-    legend_below(figure, list(grid[0]), columns=4, title=None)
+    legend_below(figure, list(grid[0]), columns=3, title=None)
     return figure

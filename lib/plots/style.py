@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
@@ -13,7 +14,8 @@ from lib.paths import FIGURES
 from lib.provenance import provenance
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.9  # inches, of a two-column page
-RATIO_COLOURS = sns.color_palette("flare", as_cmap=True)  # pruning ratio 0..1, light to dark
+# Pruning ratio 0..1, light to dark, without the yellow that is the front's.
+RATIO_COLOURS = ListedColormap(mpl.colormaps["plasma_r"](np.linspace(0.15, 0.95, 256)))
 BUDGET = "compute budget (dense epochs of MACs)"
 LEGEND = "share removed, criterion, scope if not uniform + repair; fine-tuned, or as named"
 _MARKERS = {
@@ -100,11 +102,18 @@ def _label_of_network(arm: pd.Series) -> str:
 
 
 def arms_table(records: pd.DataFrame) -> pd.DataFrame:
-    """What tells the arms apart, a row an arm, in the order of the records."""
+    """What tells the arms apart, a row an arm: dense first, then by ratio; the alternatives last."""
     columns = [
         "unit", "backbone", "ratio", "criterion", "scope", "granularity", "repair", "learner", "image_size",
     ]  # fmt: skip
-    return records.drop_duplicates("arm").set_index("arm")[columns]
+    arms = records.drop_duplicates("arm").set_index("arm")[columns]
+    own = arms["backbone"] + "@" + arms["image_size"].astype(str) == arms["unit"]
+    order = pd.DataFrame({
+        "another learner": arms["learner"] != "independent", "another network": ~own,
+        "pruned": arms["ratio"] > 0, "criterion": arms["criterion"].ne("activation") & arms["ratio"].gt(0),
+        "channel": arms["granularity"] == "channel", "ratio": arms["ratio"],
+    })  # fmt: skip
+    return arms.loc[order.sort_values(list(order.columns), kind="stable").index]
 
 
 def legend_below(
