@@ -6,4 +6,5 @@ COPY . .
 # The CPU build of torch: the other is several gigabytes.
 RUN PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup
 EXPOSE 8888
-CMD [".venv/bin/python", "-m", "jupyter", "lab", "--ip=0.0.0.0", "--no-browser", "--allow-root", "notebooks"]
+CMD [".venv/bin/python", "-m", "jupyter", "lab", "--ip=0.0.0.0", "--no-browser", "--allow-root", \
+     "--ServerApp.root_dir=.", "--LabApp.default_url=/lab/tree/notebooks/index.ipynb"]

@@ -11,12 +11,18 @@ import pandas as pd
 from lib.analysis import COMPARED, at_shared_budgets, bootstrap, errors_by_seed, load_records, seeds_in_common
 from lib.errors import UserError
 
-CHOSEN = "backbone", "image_size", "ratio", "criterion", "scope", "granularity", "repair", "learner", "trials"
+CHOSEN = (
+    "backbone", "image_size", "reference", "ratio", "criterion", "scope", "granularity", "repair", "learner",
+    "trials",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """An arm, the fields of its RunSpec that matter, and the error to expect, with its 95 % interval."""
+    """An arm, the fields of its RunSpec that matter, and the error to expect, with its 95 % interval.
+
+    `RunSpec(**spec, budgets=[budget])` spends the compute that was asked for: in the unit of the records.
+    """
 
     arm: str
     spec: dict
@@ -48,8 +54,8 @@ def recommend(budget: float, task: str, records: pd.DataFrame | None = None) -> 
     expected = _errors_at(others, budget)
     arm = _best_about(budget, others)
     low, high = bootstrap(lambda drawn: drawn.mean(-1), expected[arm])
-    first = records[records["arm"] == arm].iloc[0]
-    spec = {name: first[name] for name in CHOSEN}
+    first = records.loc[records["arm"] == arm, list(CHOSEN)].iloc[[0]]
+    spec = {name: None if pd.isna(value) else value for name, value in first.to_dict("records")[0].items()}
     return Recommendation(arm, spec, float(expected[arm].mean()), low, high)
 
 

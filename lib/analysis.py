@@ -27,9 +27,12 @@ def load_records(profile: str, *groups: str) -> pd.DataFrame:
     files = {arm: records_file(profile, arm) for arm in arms}
     missing = [arm for arm, file in files.items() if not file.exists()]
     if missing:
+        command = (
+            "rerun" if profile == "paper" else "figures"
+        )  # the paper's records are only redrawn by figures
         raise UserError(
             f"No records of {', '.join(missing)} in {next(iter(files.values())).parent}: expected one "
-            f"Parquet file an arm. Run `make figures PROFILE={profile}`."
+            f"Parquet file an arm. Run `make {command} PROFILE={profile}`."
         )
     records = pd.concat(
         [pd.read_parquet(file).assign(arm=arm) for arm, file in files.items()], ignore_index=True
@@ -56,7 +59,7 @@ def errors_by_seed(records: pd.DataFrame) -> pd.DataFrame:
     if tasks_differ or compute_differs or table.count().sum() != whole:
         raise UserError(
             "The arms' records do not compare: expected the same tasks, and the same compute at the same "
-            "budget, for all of them. Run `make figures` again."
+            "budget, for all of them. Run the profile's arms again."
         )
     return table
 
@@ -218,9 +221,10 @@ def learner_names(records: pd.DataFrame) -> pd.Series:
 
 
 def learners_grid(records: pd.DataFrame) -> pd.DataFrame:
-    """Of each unit that was probed pruned: its own network, dense and pruned like that, at shared budgets.
+    """Of each unit that was probed pruned: its own network, dense and pruned like that.
 
-    Every learner is run with these two networks, so what is left differs in how a stream is learnt.
+    Every learner is run with these two networks, so what is left differs in how a stream is learnt; at the
+    budgets and with the seeds that all were run with.
     """
     fields = ["ratio", "criterion", "scope", "granularity", "repair"]
     own = records[records["backbone"] + "@" + records["image_size"].astype(str) == records["unit"]]
@@ -229,7 +233,9 @@ def learners_grid(records: pd.DataFrame) -> pd.DataFrame:
         probed = of_unit[(of_unit["learner"] == "probe") & (of_unit["ratio"] > 0)]
         if len(probed):
             alike = (of_unit[fields] == probed.iloc[0][fields]).all(axis=1)
-            parts.append(of_unit[alike | (of_unit["ratio"] == 0)])
+            networks = of_unit[alike | (of_unit["ratio"] == 0)]
+            arms = networks["arm"].nunique()
+            parts.append(networks[networks.groupby("seed")["arm"].transform("nunique") == arms])
     return at_shared_budgets(pd.concat(parts))
 
 

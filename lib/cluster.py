@@ -34,6 +34,8 @@ QUEUES = {
 }
 # What a job asks for where Dask's configuration names nothing else: an arm runs on one thread.
 JOB = {"cores": 1, "processes": 1, "memory": "4GiB"}
+# dask-jobqueue's own walltime would end a job within a long arm; LSF writes hours and minutes alone.
+WALLTIMES = {"00:30:00": "12:00:00", "00:30": "12:00"}
 GPU = "GPU"  # the resource that an arm on a GPU asks of a worker: `dask worker --resources GPU=1`
 
 
@@ -115,10 +117,12 @@ def connect(where: str, workers: int) -> Client:
         )
     configured = dask.config.get(f"jobqueue.{where}")
     wanted = {name: value for name, value in JOB.items() if configured.get(name) is None}
+    if configured.get("walltime") in WALLTIMES:
+        wanted["walltime"] = WALLTIMES[configured["walltime"]]
     logs = BUILD / "cluster"
     logs.mkdir(parents=True, exist_ok=True)
     cluster = QUEUES[where](python=sys.executable, log_directory=str(logs), **wanted)
-    cluster.scale(jobs=workers)
+    cluster.adapt(minimum_jobs=workers, maximum_jobs=workers)  # a job that ends early is given in again
     return Client(cluster)
 
 

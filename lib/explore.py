@@ -28,7 +28,11 @@ from lib.streams import list_tasks
 
 BACKBONES = ["resnet26_64", "resnet18half_64", "efficientnet_lite0"]  # they have a learning-rate rule
 BUDGETS = [0.125, 0.25, 0.5, 1.0, 2.0]
-IMAGE_SIZE, IMAGES, BATCH = 64, 64, 16
+IMAGE_SIZE, BATCH = 64, 16
+CALIBRATION_IMAGES, IMAGES = (
+    32,
+    64,
+)  # what criteria and repairs look at, and others that fidelity is measured on
 
 
 class Explorer:
@@ -65,23 +69,30 @@ class Explorer:
 
     def prune(self) -> None:
         """Show what the chosen pruning leaves."""
+        try:
+            self._prune()
+        except UserError as error:
+            self.message.value = f"<b>{escape(str(error))}</b>"
+
+    def _prune(self) -> None:
         name = self.backbone.value
         if name not in self.dense:
             network = load_backbone(name)
-            images = mixed_images(network, IMAGES, IMAGE_SIZE)
+            images = mixed_images(network, CALIBRATION_IMAGES + IMAGES, IMAGE_SIZE)
             self.dense[name] = network, images, measure_latency(network, IMAGE_SIZE, batch_size=BATCH)
         dense, images, dense_time = self.dense[name]
         plan = plan_pruning(
             dense, self.ratio.value, self.criterion.value, granularity=self.granularity.value,
-            repair=self.repair.value, images=images, image_size=IMAGE_SIZE,
+            repair=self.repair.value, images=images[:CALIBRATION_IMAGES], image_size=IMAGE_SIZE,
         )  # fmt: skip
         pruned = plan.apply(dense)
+        kept = fidelity(dense, pruned, images[CALIBRATION_IMAGES:])
         macs, before = (forward_macs(network, IMAGE_SIZE) for network in (pruned, dense))
         time = measure_latency(pruned, IMAGE_SIZE, batch_size=BATCH)
         self.summary.value = (
             f"<b>{macs / 1e6:.1f}</b> of {before / 1e6:.1f} million MACs ({macs / before:.0%}); "
             f"<b>{time:.0f}</b> of {dense_time:.0f} ms for {BATCH} images ({time / dense_time:.0%}); "
-            f"zero-shot fidelity <b>{fidelity(dense, pruned, images):.2f}</b> (1: untouched, 0: unrelated)"
+            f"zero-shot fidelity <b>{kept:.2f}</b> (1: untouched, 0: unrelated)"
         )
         self.network_picture.value = _png(_filters(plan.table()))
         self.message.value = ""

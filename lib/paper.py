@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from lib import analysis, scaling
+from lib import adviser, analysis, scaling
 from lib.backbones import load_backbone
 from lib.claims import load_claims, measured
 from lib.compute import forward_macs
@@ -23,17 +23,14 @@ from lib.runs import RunSpec, capped
 from lib.streams import list_tasks, load_stream
 
 GENERATED = ROOT / "paper" / "generated"
+PINNED = "records.sha256"
+TIMES = FIGURES / "paper" / "06_macs_and_measured_time.csv"
 
 
 def generated_files() -> dict[str, str]:
-    """Name -> text of every generated file. Raises UserError for a claim that the records do not bear out."""
+    """Name -> text of every generated file."""
     records = analysis.load_records("paper", *analysis.COMPARED)
     found = [(claim, measured(claim, records)) for claim in load_claims()]
-    if false := [claim.id for claim, now in found if not claim.is_true_of(now)]:
-        raise UserError(
-            f"The records do not bear out {', '.join(false)}: expected what paper/claims.yaml says under "
-            "`holds`. State the claim as it was measured."
-        )
     sentences = {claim.id: claim.sentence(now) for claim, now in found}
     return {
         "claims.json": json.dumps(
@@ -46,16 +43,26 @@ def generated_files() -> dict[str, str]:
         "tasks.tex": _tasks(),
         "improvement.tex": _improvement(records),
         "floors.tex": _floors(records),
-        "records.sha256": "".join(
+        PINNED: "".join(
             f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
             for file in sorted(PAPER_RECORDS.glob("*.parquet"))
         ),
     }
 
 
+def check_claims() -> None:
+    """Raises UserError for claims that the records do not bear out."""
+    records = analysis.load_records("paper", *analysis.COMPARED)
+    if false := [claim.id for claim in load_claims() if not claim.is_true_of(measured(claim, records))]:
+        raise UserError(
+            f"The records do not bear out {', '.join(false)}: expected what paper/claims.yaml says under "
+            "`holds`. State the claim as it was measured."
+        )
+
+
 def _rounded(value: float) -> float:
-    """To six digits: the rest differs between processors."""
-    return float(f"{value:.6g}")
+    """To six digits, and 0 for what is 0 but for rounding: the rest differs between processors."""
+    return 0.0 if abs(value) < 1e-12 else float(f"{value:.6g}")
 
 
 def _macros(kind: str, texts: dict[str, str]) -> str:
@@ -80,7 +87,8 @@ def _numbers(records: pd.DataFrame) -> dict[str, str]:
         "resnet26_64", "resnet18half_64", "efficientnet_lite0"
     )}  # fmt: skip
     arms = arms_of("paper")
-    spent = [pd.read_parquet(file)["seconds"].sum() for file in PAPER_RECORDS.glob("*.parquet")]
+    files = [PAPER_RECORDS / f"{arm}.parquet" for arm in arms]
+    spent = [pd.read_parquet(file)["seconds"].sum() for file in files]
     return {
         "tasks": str(len(tasks)), "domains": str(tasks["domain"].nunique()),
         "first year": str(tasks["year"].min()), "last year": str(tasks["year"].max()),
@@ -88,11 +96,34 @@ def _numbers(records: pd.DataFrame) -> dict[str, str]:
         "test images": str(arms["dense"]["evaluation_images"]),
         "smallest budget": f"{records['budget'].min():g}", "largest budget": f"{records['budget'].max():g}",
         "shared budget": f"{analysis.at_shared_budgets(records)['budget'].max():g}",
-        "seeds": str(records["seed"].nunique()), "arms": str(len(arms)),
+        "seeds": str(records["seed"].nunique()), "runs": str(len(arms)),
+        "arms": str(sum("seed" not in fields for fields in arms.values())),
+        **_times(), "advice": _advice(records),
         "core hours": f"{sum(spent) / 3600:.1f}",
         "large": f"{sizes['resnet26_64'] / 1e6:.0f}", "small": f"{sizes['resnet18half_64'] / 1e6:.0f}",
         "lite": f"{sizes['efficientnet_lite0'] / 1e6:.0f}",
     }  # fmt: skip
+
+
+def _times() -> dict[str, str]:
+    """What the thinnest of the large network's measured ones saves, in MACs and in time, of training."""
+    table = pd.read_csv(TIMES)
+    training = table[(table["backbone"] == "resnet26_64") & table["work"].str.startswith("training")]
+    row = training.loc[training["share_of_macs"].idxmin()]
+    return {"least macs": f"{row['share_of_macs']:.0%}", "least time": f"{row['share_of_time']:.0%}"}
+
+
+def _advice(records: pd.DataFrame) -> str:
+    """What the adviser recommends for a task of nobody's, at the budgets that all arms of the unit share."""
+    of_unit = records[records["unit"] == records["unit"].iloc[0]]
+    budgets = sorted(analysis.at_shared_budgets(of_unit)["budget"].unique())
+    advised = [adviser.recommend(budget, "", of_unit).arm for budget in budgets]
+    names = {"probe": "a probe of the dense network", "probe_small": "a probe of the small network"}
+    said = []
+    for arm in dict.fromkeys(advised):
+        largest = max(budget for budget, chosen in zip(budgets, advised, strict=True) if chosen == arm)
+        said.append(f"{names.get(arm, arm.replace('_', ' '))} up to {largest:g}")
+    return ", then ".join(said)
 
 
 def _tasks() -> str:
@@ -115,8 +146,8 @@ def _improvement(records: pd.DataFrame) -> str:
     texts = pd.DataFrame({
         "budget": gains["budget"], "unit": gains["unit"], "ratio": gains["ratio"],
         "text": [
-            f"{gain + 0.0:+.0f}% [{low + 0.0:+.0f}, {high + 0.0:+.0f}]"
-            for gain, low, high in (100 * gains.filter(like="accuracy_gain")).round().itertuples(index=False)
+            f"{gain:+.0f}% [{low:+.0f}, {high:+.0f}]"
+            for gain, low, high in (100 * gains.filter(like="accuracy_gain")).itertuples(index=False)
         ],
     })  # fmt: skip
     wide = texts.pivot(index="budget", columns=["unit", "ratio"], values="text").fillna("--")
@@ -147,12 +178,19 @@ def _tabular(head: list[str], rows: list[list[str]], words: int = 1) -> str:
 
 
 def drawn_at() -> str:
-    """Macros of the commit whose code drew each figure, shortened."""
-    stamps = {file.stem: json.loads(file.read_text()) for file in sorted((FIGURES / "paper").glob("*.json"))}
-    return _macros("drawnat", {name: stamp["commit"][:7] for name, stamp in stamps.items()})
+    """Macros of the commit whose code drew each figure, shortened; with a + where lib/ had changed since."""
+    commits = {
+        file.stem: json.loads(file.read_text())["commit"]
+        for file in sorted((FIGURES / "paper").glob("*.json"))
+    }
+    short = {
+        name: commit[:7] + ("+" if commit.endswith("changes") else "") for name, commit in commits.items()
+    }
+    return _macros("drawnat", short)
 
 
 def main() -> None:
+    check_claims()
     for name, text in {**generated_files(), "drawn_at.tex": drawn_at()}.items():
         with atomic_path(GENERATED / name) as temporary:
             temporary.write_text(text)

@@ -16,6 +16,11 @@ from lib.paths import BUILD, PAPER_RECORDS, ROOT
 from lib.stamps import hash_of, training_hash
 
 PROFILES = ROOT / "notebooks" / "profiles.toml"
+# What the notebooks that draw compute with: some look at networks and images themselves.
+_DRAWING = (
+    "adviser.py", "analysis.py", "backbones.py", "compute.py", "distance.py", "fidelity.py", "scaling.py",
+    "speed.py", "plots/*.py", "pruning/*.py", "streams/*.py",
+)  # fmt: skip
 
 
 def arms_of(profile: str, group: str | None = None) -> dict[str, dict]:
@@ -72,9 +77,7 @@ def write_stamps(profile: str) -> None:
     `drawing` hold hashes of the code, `records` one of the records there are.
     """
     folder = BUILD / profile
-    drawing = [ROOT / "lib" / name for name in ("adviser.py", "analysis.py", "distance.py", "scaling.py")]
-    drawing += (ROOT / "lib" / "plots").glob("*.py")
-    texts = {"drawing": hash_of(drawing)}
+    texts = {"drawing": hash_of(file for name in _DRAWING for file in (ROOT / "lib").glob(name))}
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         texts[f"notebooks/{notebook.stem}"] = _sources(notebook)
     for arm, fields in arms_of(profile).items():

@@ -17,6 +17,7 @@ REFITS = 200  # of a curve, on draws of tasks and seeds
 FITTED_FROM = 1.0  # dense epochs: below, errors fall slowly at first and are no power law
 NEEDED = 4  # budgets, for three parameters
 IDENTIFIED = 0.1  # a floor whose 95 % interval is wider than this is not known
+EXPONENTS = 0.05, 3.0  # between which a power law is looked for
 
 
 def main_grid(records: pd.DataFrame, granularity: str = "filter") -> pd.DataFrame:
@@ -61,7 +62,8 @@ def best_ratio(grid: pd.DataFrame) -> pd.DataFrame:
     """The ratio of the lowest mean error at each budget that all ratios of a unit were run with.
 
     Columns: unit, budget, ratio, low and high (95 % of the draws of tasks and seeds have their best ratio
-    between them), and support: the share of draws in which this ratio is the best.
+    between them), support: the share of draws in which this ratio is the best, and seeds: how many all ratios
+    were run with.
     """
     rows = []
     for unit, of_unit in at_shared_budgets(grid).groupby("unit", sort=False):
@@ -73,7 +75,7 @@ def best_ratio(grid: pd.DataFrame) -> pd.DataFrame:
             drawn = ratios.to_numpy()[np.argmin([drawn.mean(1) for drawn in draws(*errors)], axis=0)]
             low, high = np.percentile(drawn, [2.5, 97.5], method="nearest")
             row = {"unit": unit, "budget": budget, "ratio": best, "low": low, "high": high}
-            rows.append({**row, "support": (drawn == best).mean()})
+            rows.append({**row, "support": (drawn == best).mean(), "seeds": errors[0].shape[1]})
     return pd.DataFrame(rows)
 
 
@@ -88,7 +90,9 @@ def fitted(budgets: np.ndarray, errors: np.ndarray) -> tuple[float, float, float
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OptimizeWarning)
         try:
-            found, _ = curve_fit(power_law, budgets, errors, start, bounds=([0, 0, 0.05], [1, 1, 3]))
+            found, _ = curve_fit(
+                power_law, budgets, errors, start, bounds=([0, 0, EXPONENTS[0]], [1, 1, EXPONENTS[1]])
+            )
         except RuntimeError:
             return None
     return tuple(found)
@@ -99,8 +103,9 @@ def asymptotes(grid: pd.DataFrame) -> pd.DataFrame:
 
     Columns: unit, arm, ratio, floor, scale, exponent; low and high: the floor's 95 % interval over draws of
     tasks and seeds, the error at the largest budget held: how hard the drawn tasks are is not in question;
-    identified: whether that interval is narrower than IDENTIFIED and the fits do not end at 0; cost: by how
-    much the floor is above dense's, paired, with cost_low and cost_high, which say how sure that is.
+    identified: whether that interval is narrower than IDENTIFIED, and neither floor nor exponent end at the
+    limit of what is looked for; cost: by how much the floor is above dense's, paired, with cost_low and
+    cost_high, which say how sure that is.
     """
     rows = []
     for _, of_unit in grid.groupby("unit", sort=False):
@@ -136,7 +141,8 @@ class _Fits:
     @property
     def identified(self) -> bool:
         low, high = self.interval
-        return bool(high - low < IDENTIFIED and _interval(self.floors)[0] > 1e-6)
+        within = _interval(self.floors)[0] > 1e-6 and EXPONENTS[0] < self.curve[2] < 0.99 * EXPONENTS[1]
+        return bool(high - low < IDENTIFIED and within)
 
 
 def _fits(table: pd.DataFrame, arm: str) -> _Fits:

@@ -73,8 +73,8 @@ def local_slurm(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def jobs_of(environment: dict[str, str]) -> list[str]:
-    """The states of all jobs that were given to it in the last minutes."""
-    return _output(environment, "squeue", "--states=all", "--noheader", "--format=%T").split()
+    """The numbers of all jobs that were given to it in the last minutes."""
+    return _output(environment, "squeue", "--states=all", "--noheader", "--format=%i").split()
 
 
 @contextmanager

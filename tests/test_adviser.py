@@ -5,6 +5,7 @@ import pytest
 
 from lib.adviser import recommend, regrets
 from lib.errors import UserError
+from lib.spec import RunSpec
 
 # Errors of three tasks at budgets 0.5 and 2. The third task is unlike the others.
 ERRORS = {
@@ -19,7 +20,7 @@ def records() -> pd.DataFrame:
         {"arm": arm, "budget": budget, "event": event, "task": f"task{event}", "error_test": error, "seed": 0,
          "unit": "net@64", "backbone": "net", "image_size": 64, "ratio": 0.5 if arm == "half" else 0.0,
          "scope": "uniform", "criterion": "l1", "granularity": "filter", "repair": "none",
-         "learner": "independent", "trials": 1, "limit_macs": round(100 * budget)}
+         "learner": "independent", "trials": 1, "reference": None, "limit_macs": round(100 * budget)}
         for (arm, budget), errors in ERRORS.items() for event, error in enumerate(errors)
     ])  # fmt: skip
 
@@ -32,6 +33,16 @@ def test_the_best_on_the_other_tasks_is_recommended(records):
     assert found.arm == "dense" and found.error == pytest.approx(0.7 / 3)
     assert found.low == pytest.approx(0.2) and found.high == pytest.approx(0.3)
     assert found.spec["ratio"] == 0 and found.spec["learner"] == "independent"
+
+
+def test_what_is_recommended_can_be_run_in_the_unit_of_the_records():
+    """The committed records: at the smallest budget a small network, in dense epochs of the large one."""
+    for budget in (0.125, 1.0, 16.0):
+        advice = recommend(budget, "a task of my own")
+        spec = RunSpec(**advice.spec, budgets=[budget])
+        own = f"{spec.backbone}@{spec.image_size}"
+        assert (spec.reference or own) == "resnet26_64@64"
+        assert (spec.backbone == "resnet26_64") == (spec.reference is None)
 
 
 def test_a_task_has_no_say_in_its_own_recommendation(records):

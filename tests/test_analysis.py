@@ -138,6 +138,9 @@ def test_granularities_are_compared_where_they_alone_differ():
         ["task0", 0.5, 0.5], ["task1", 0.5, 0.5], ["task0", 0.5, 1.0], ["task1", 0.5, 1.0],
     ]  # fmt: skip
     assert table["points"].tolist() == pytest.approx([20, -10, 10, 0])
+    other = records.assign(unit="other@64", backbone="other", error_test=records["error_test"] / 2)
+    both = analysis.granularities_compared(pd.concat([records, other])).set_index("unit")
+    assert both.loc["other@64", "points"].tolist() == pytest.approx([10, -5, 5, 0])
 
 
 def test_an_arm_that_was_run_with_fewer_budgets_is_compared_at_those():
@@ -235,7 +238,7 @@ LEARNT = pd.concat([
 
 
 def test_learners_are_compared_with_independent_on_the_same_network():
-    table = analysis.learners_compared(LEARNT).set_index(["ratio", "learner", "budget"])
+    table = analysis.learners_compared(LEARNT).drop(columns="unit").set_index(["ratio", "learner", "budget"])
     assert len(table) == 8
     low = table.loc[(0.5, "previous", 0.5)]
     assert low["error"] == pytest.approx(0.3) and low["tera_macs"] == pytest.approx(11e-12)
@@ -244,6 +247,24 @@ def test_learners_are_compared_with_independent_on_the_same_network():
     assert table.loc[(0.5, "previous", 1.0), "forward_transfer"] == pytest.approx(0)
     assert table.loc[(0.0, "independent, searched", 1.0), "forward_transfer"] == pytest.approx(-40)
     assert (table.xs("independent", level="learner")["forward_transfer"] == 0).all()
+
+
+def test_learners_are_compared_where_a_pruned_network_was_probed():
+    """That network and the dense one: not another share, other pixels, or a unit without such a probe."""
+    first = records_of(ERRORS)
+    half = first["arm"] == "half"
+    records = pd.concat([
+        first, first[half].assign(arm="half probed", learner="probe"),
+        first[half].assign(arm="quarter", ratio=0.25),
+        first[~half].assign(arm="fewer pixels", image_size=32),
+        first.assign(unit="other@64", backbone="other", arm="other " + first["arm"]),
+    ]).assign(criterion="l1", scope="uniform", granularity="filter", repair="none")  # fmt: skip
+    assert list(analysis.learners_grid(records)["arm"].unique()) == ["dense", "half", "half probed"]
+    apart = analysis.learners_compared(pd.concat([
+        first, first.assign(unit="other@64", backbone="other", error_test=first["error_test"] / 2)
+    ]))  # fmt: skip
+    errors = apart.set_index(["unit", "ratio", "budget"])["error"]
+    assert errors["other@64", 0.5, 1.0] == pytest.approx(errors["net@64", 0.5, 1.0] / 2)
 
 
 def test_compute_and_error_add_up_along_the_stream():

@@ -177,11 +177,18 @@ def test_a_scheduler_and_two_workers_of_their_own(project, expected, cluster, tm
 )
 @pytest.mark.skipif(os.geteuid() != 0, reason="Slurm's daemons want to be root")
 def test_a_real_slurm_gives_the_same_records(project, expected, cluster, monkeypatch, tmp_path):
-    logs = project.root / "build/cluster"
+    """Also when one of its jobs is cancelled: another takes its place."""
     with local_slurm(tmp_path) as environment:
         monkeypatch.setitem(project.environment, "SLURM_CONF", environment["SLURM_CONF"])
-        assert "3/3 " in output_of(cluster("slurm", "2"))
-        assert len(jobs_of(environment)) == len(list(logs.glob("*.out"))) == 2
+        process, deadline = cluster("slurm", "2"), time.monotonic() + 300
+        while not list((project.root / "build/runs").glob("*/events/[!.]*.json")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        cancelled = min(jobs_of(environment))
+        subprocess.run(["scancel", cancelled], env=environment, check=True)
+        assert "3/3 " in output_of(process)
+        assert len(jobs_of(environment)) > 2
+        assert list((project.root / "build/cluster").glob(f"*{cancelled}.out"))
     assert_same(project, expected)
 
 

@@ -84,7 +84,7 @@ def improvement(records: pd.DataFrame, gains: pd.DataFrame) -> Figure:
     for place, unit in enumerate(units):
         row = grid[place]
         of_unit = gains[gains["unit"] == unit]
-        names = list(of_unit["arm"].unique())
+        names = arms.index[arms.index.isin(of_unit["arm"])]
         for axes, (measure, (title, scale)) in zip(row, panels.items(), strict=True):
             axes.axhline(0, color="black", linewidth=0.8)
             for dodge, name in zip(np.geomspace(0.82, 1.22, len(names)), names, strict=True):
@@ -109,7 +109,7 @@ def points_gained(records: pd.DataFrame, gains: pd.DataFrame) -> Figure:
     figure, grid = plt.subplots(1, len(units), figsize=(PAGE_WIDTH, 3.4), squeeze=False, sharey=True)
     for axes, unit in zip(grid[0], units, strict=True):
         of_unit = gains[gains["unit"] == unit]
-        names = list(of_unit["arm"].unique())
+        names = arms.index[arms.index.isin(of_unit["arm"])]
         axes.axhline(0, color="black", linewidth=0.8)
         for dodge, name in zip(np.geomspace(0.82, 1.22, len(names)), names, strict=True):
             curve = of_unit[of_unit["arm"] == name]
@@ -147,6 +147,6 @@ def large_or_small(records: pd.DataFrame, means: pd.DataFrame) -> Figure:
             _with_bars(axes, means[means["arm"] == name], "error", "", dodge, arm, label)
         budget_axis(axes, np.sort(means["budget"].unique()))
         axes.set_title(unit.replace("@", " at ") + " px")
-    grid[0, 0].set_ylabel("test error, mean over tasks\n(95 % interval over tasks)")
+    grid[0, 0].set_ylabel("test error, mean\n(95 % interval over tasks and seeds)")
     legend_below(figure, list(grid[0]), columns=5, title=None)
     return figure

@@ -24,7 +24,7 @@ def learners(table: pd.DataFrame) -> Figure:
     for axes in panels:
         budget_axis(axes, np.sort(table["budget"].unique()))
         axes.set_xlabel("budget (dense epochs)")
-    panels[0].set_ylabel("test error, mean over tasks\n(95 % interval over tasks)")
+    panels[0].set_ylabel("test error, mean\n(95 % interval over tasks and seeds)")
     return figure
 
 

@@ -99,7 +99,7 @@ def granularity_by_distance(table: pd.DataFrame) -> Figure:
                     points["distance"], points["points"], "o", color=colours[budget], markersize=3,
                     label=f"{budget:g} dense epochs",
                 )  # fmt: skip
-            axes.set_title(f"{unit.split('@')[0]}, {ratio:.0%} removed", fontsize=7)
+            axes.set_title(f"{unit.split('@')[0]}\n{ratio:.0%} removed", fontsize=7)
         row[0].set_ylabel("filter minus channel\n(points of accuracy)")
     for axes in grid[-1]:
         axes.set_xlabel("a task's distance (nats)")
@@ -107,16 +107,16 @@ def granularity_by_distance(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def regret(table: pd.DataFrame, records: pd.DataFrame) -> Figure:
+def regret(table: pd.DataFrame, records: pd.DataFrame, named: list[str]) -> Figure:
     """Mean regret against the budget: a panel a choice, the adviser a broad line.
 
-    The fixed policies of the first choice look like their arms, and so does the best of each; the others are
-    grey. Columns of the table: choice, policy, arm, budget, regret (a row a task).
+    Always choosing an arm of `named`, or the best arm of a panel, looks like the arm; the others are grey.
+    Columns of the table: choice, policy, arm, budget, regret (a row a task).
     """
     choices = list(table["choice"].unique())
     fixed = table[table["policy"] != "adviser"]
     overall = fixed.groupby(["choice", "arm"], sort=False)["regret"].mean()
-    named = {*overall[choices[0]].index, *(overall[choice].idxmin() for choice in choices)}
+    named = {*named, *(overall[choice].idxmin() for choice in choices)}
     arms = arms_table(records)
     figure, grid = plt.subplots(1, len(choices), figsize=(PAGE_WIDTH, 2.9), sharey=True, squeeze=False)
     for axes, choice in zip(grid[0], choices, strict=True):
@@ -130,7 +130,8 @@ def regret(table: pd.DataFrame, records: pd.DataFrame) -> Figure:
         along = advised.groupby("budget")["regret"].mean()
         axes.plot(along.index, along, color="tab:cyan", linewidth=3.5, alpha=0.8, label="adviser")
         budget_axis(axes, along.index.to_numpy())
-        axes.set_title(choice)
+        axes.set_xlabel("budget (dense epochs)")
+        axes.set_title(choice, fontsize=7)
     grid[0, 0].set_ylabel("error above the best in hindsight\n(mean over tasks)")
     legend_below(figure, list(grid[0]), columns=3, title=None)
     return figure
