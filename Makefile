@@ -4,7 +4,7 @@
 
 PROFILE ?= pocket
 PYTHON ?= python3
-# Arms run side by side, each on one thread.
+# Arms and tests run side by side, each on one thread.
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 VENV := .venv
@@ -21,6 +21,8 @@ DRAWN += 10_asymptote 11_filter_or_channel 12_which_filters 13_adviser
 endif
 # What `make pretrain` trains.
 NETWORKS ?= resnet26_64 resnet18half_64
+# The whole repository, so that links and pictures are found, opened on the start page.
+LAB := --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/index.ipynb
 # What nbval checks: all but the one that needs Tiny ImageNet and hours, and the one whose outputs are controls.
 CHECKED := $(filter-out notebooks/pretrain.ipynb notebooks/explore.ipynb,$(wildcard notebooks/*.ipynb))
 # A -j given to make is passed on; without one, the arms get JOBS.
@@ -85,8 +87,8 @@ setup-browser: setup
 		$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
 
 test: setup ## the fast tests, and nbval on the notebooks
-	$(PY) -m pytest -m "not slow"
-	$(PY) -m pytest --nbval $(CHECKED) -p no:cacheprovider
+	$(PY) -m pytest -m "not slow" -n $(JOBS) --dist loadscope
+	$(PY) -m pytest --nbval $(CHECKED) -p no:cacheprovider -n $(JOBS) --dist loadfile
 
 test-slow: setup ## the slow tests, which run the whole system
 	$(PY) -m pytest -m slow
@@ -98,7 +100,10 @@ notebooks: setup ## execute the notebooks in place, so that they carry their out
 		--ExecutePreprocessor.record_timing=False $(CHECKED)
 
 html: setup ## write copies of the executed notebooks into build/html
-	@$(PY) -m jupyter nbconvert --to html --log-level WARN --output-dir build/html notebooks/*.ipynb
+	@$(PY) -m jupyter nbconvert --to html --log-level ERROR --output-dir build/html notebooks/*.ipynb
+	@mkdir -p build/html/figures && cp figures/paper/*.png build/html/figures
+	@sed -i.ipynb -E -e 's/href="([a-z0-9_]+)\.ipynb"/href="\1.html"/g' -e 's|\.\./figures/paper/|figures/|g' \
+		build/html/*.html && rm build/html/*.html.ipynb
 	@echo "The copies are in build/html."
 
 pretrain: setup ## pretrain the residual networks from scratch (ARCHIVE=path/to/tiny-imagenet-200.zip)
@@ -144,7 +149,7 @@ tasks: setup ## list the tasks of STREAM (default: pocket; or the path of a stre
 	@$(PY) -m lib.streams "$(or $(STREAM),pocket)"
 
 lab: setup ## open JupyterLab on the start page
-	$(PY) -m jupyter lab notebooks/index.ipynb
+	$(PY) -m jupyter lab $(LAB) $(if $(filter 0,$(shell id -u)),--allow-root)
 
 lint: setup ## check and format the code
 	$(PY) -m ruff check --fix lib tests

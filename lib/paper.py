@@ -139,14 +139,14 @@ def _tasks() -> str:
 
 
 def _improvement(records: pd.DataFrame) -> str:
-    """A table of the accuracy gained over dense with channels removed: a row a budget, a column an arm."""
+    """A table of the accuracy gained over dense with channels removed, in %: a row a budget, a column an arm."""
     gains = scaling.by_granularity(records, analysis.improvement_over_dense)
     ratios = records.drop_duplicates("arm").set_index("arm")["ratio"]
     gains = gains[gains["granularity"] == "channel"].assign(ratio=gains["arm"].map(ratios))
     texts = pd.DataFrame({
         "budget": gains["budget"], "unit": gains["unit"], "ratio": gains["ratio"],
         "text": [
-            f"{gain:+.0f}% [{low:+.0f}, {high:+.0f}]"
+            f"{gain:+.0f} [{low:+.0f}, {high:+.0f}]"
             for gain, low, high in (100 * gains.filter(like="accuracy_gain")).itertuples(index=False)
         ],
     })  # fmt: skip

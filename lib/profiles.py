@@ -19,7 +19,7 @@ PROFILES = ROOT / "notebooks" / "profiles.toml"
 # What the notebooks that draw compute with: some look at networks and images themselves.
 _DRAWING = (
     "adviser.py", "analysis.py", "backbones.py", "compute.py", "distance.py", "fidelity.py", "scaling.py",
-    "speed.py", "plots/*.py", "pruning/*.py", "streams/*.py",
+    "speed.py", "plots/*.py", "pruning/*.py",
 )  # fmt: skip
 
 

@@ -74,6 +74,9 @@ def main(backbone: str, learner: str = "independent") -> None:
     table.setdefault(HEADS[learner == "probe_finetune"], {})[backbone] = as_json(rules)
     write_json(TABLE, table)
     print(pd.DataFrame(as_json(rules)).T.drop(columns="fitted_on"))
+    ends = RATES[learner][0], RATES[learner][-1]
+    if any(rules[ALL_TASKS](ratio) in ends for ratio in RATIOS):
+        print("The rule is at an end of the rates that were tried: extend RATES and fit again.")
 
 
 if __name__ == "__main__":

@@ -116,6 +116,17 @@ def test_budgets_that_share_cost_little_and_are_what_each_is_alone(learner, tmp_
     assert largest < shared <= 1.6 * largest
 
 
+@pytest.mark.slow
+def test_what_budgets_share_makes_no_difference_with_any_of_five_seeds(tmp_path):
+    """The paired difference of each error from the one trained alone: its interval is 0, not around it."""
+    for seed in range(5):
+        fields = SHARING | {"seed": seed, "budgets": [0.5, 1.0, 2.0]}
+        together = run_stream(RunSpec(**fields), tmp_path).set_index(["budget", "event"])["error_test"]
+        for budget in fields["budgets"]:
+            alone = run_stream(RunSpec(**fields | {"budgets": [budget]}), tmp_path)
+            assert (alone["error_test"].to_numpy() - together[budget].to_numpy() == 0).all()
+
+
 @pytest.mark.parametrize("changes", [{"learner": "previous"}, {"trials": 2, "learning_rate": None}])
 def test_budgets_that_start_differently_share_nothing(changes, tmp_path, monkeypatch):
     counter = Counter(monkeypatch)

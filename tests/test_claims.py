@@ -173,5 +173,30 @@ def test_a_claim_that_the_records_do_not_bear_out_is_not_published(committed, mo
     arguments = {"backbone": "resnet26_64", "ratio": 0.5, "granularity": "filter", "image_size": 64}
     wrong = claim("share_of_macs", holds="value > 1", **arguments)
     monkeypatch.setattr(paper, "load_claims", lambda: [wrong])
+    before = (paper.GENERATED / "claims.json").read_text()
     with pytest.raises(UserError, match="The records do not bear out one: expected"):
-        paper.generated_files()
+        paper.main()
+    assert (paper.GENERATED / "claims.json").read_text() == before
+
+
+def test_records_measured_anew_are_what_the_claims_are_tested_on(committed, capsys):
+    """With the paper's own profile: the seconds of a rerun differ, if nothing else."""
+    file = committed / "records" / "dense.parquet"
+    pd.read_parquet(file).assign(seconds=1.0).to_parquet(file, index=False)
+    verify.main("paper")
+    printed = capsys.readouterr().out
+    assert "The records are not the published ones" in printed
+    assert f"paper: {len(load_claims())} reproduced." in printed
+    with pytest.raises(UserError, match=r"records\.sha256"):
+        verify.main("smoke")
+
+
+def test_records_of_other_budgets_than_listed_are_caught(committed, monkeypatch):
+    monkeypatch.setattr(
+        verify,
+        "arms_of",
+        lambda profile: arms_of(profile) | {"dense": arms_of(profile)["dense"] | {"budgets": [1.0]}},
+    )
+    assert verify.unlike_their_arms() == ["dense"]
+    with pytest.raises(UserError, match=r"The records of dense were not measured with what profiles\.toml"):
+        verify.main("smoke")

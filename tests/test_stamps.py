@@ -101,11 +101,14 @@ def test_drawing_code_changes_the_drawing_alone(copy, file):
     assert changed(copy, file, change_a_number) == {"drawing"}
 
 
-@pytest.mark.parametrize(
-    "file", ["lib/training.py", "lib/compute.py", "lib/pruning/scores.py", "lib/runs.py", "lib/backbones.py"]
-)
+@pytest.mark.parametrize("file", ["lib/training.py", "lib/runs.py", "lib/learners.py"])
 def test_training_code_changes_every_arm_and_no_drawing(copy, file):
     assert changed(copy, file, lambda code: code + "\nEXTRA = 1\n") == training_stamps()
+
+
+@pytest.mark.parametrize("file", ["lib/compute.py", "lib/pruning/scores.py", "lib/backbones.py"])
+def test_code_that_notebooks_look_at_networks_with_changes_the_drawing_too(copy, file):
+    assert changed(copy, file, lambda code: code + "\nEXTRA = 1\n") == training_stamps() | {"drawing"}
 
 
 @pytest.mark.parametrize("file", ["lib/streams/build_pocket.py", "lib/execute.py", "lib/estimate.py"])
