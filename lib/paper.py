@@ -139,7 +139,7 @@ def _tasks() -> str:
 
 
 def _improvement(records: pd.DataFrame) -> str:
-    """A table of the accuracy gained over dense with channels removed, in %: a row a budget, a column an arm."""
+    """A table of the accuracy gained over dense with channels removed, in %: a row a budget."""
     gains = scaling.by_granularity(records, analysis.improvement_over_dense)
     ratios = records.drop_duplicates("arm").set_index("arm")["ratio"]
     gains = gains[gains["granularity"] == "channel"].assign(ratio=gains["arm"].map(ratios))
