@@ -13,7 +13,7 @@ import pandas as pd
 
 from lib import adviser, analysis, scaling
 from lib.backbones import load_backbone
-from lib.claims import load_claims, measured
+from lib.claims import Claim, Measured, load_claims, measured
 from lib.compute import forward_macs
 from lib.errors import UserError, exit_with_one_sentence
 from lib.files import atomic_path
@@ -27,10 +27,15 @@ PINNED = "records.sha256"
 TIMES = FIGURES / "paper" / "06_macs_and_measured_time.csv"
 
 
-def generated_files() -> dict[str, str]:
-    """Name -> text of every generated file."""
+def published_claims() -> list[tuple[Claim, Measured]]:
+    """Every claim and what the committed records give for it."""
     records = analysis.load_records("paper", *analysis.COMPARED)
-    found = [(claim, measured(claim, records)) for claim in load_claims()]
+    return [(claim, measured(claim, records)) for claim in load_claims()]
+
+
+def generated_files(found: list[tuple[Claim, Measured]]) -> dict[str, str]:
+    """Name -> text of every generated file, given the claims as they were measured."""
+    records = analysis.load_records("paper", *analysis.COMPARED)
     sentences = {claim.id: claim.sentence(now) for claim, now in found}
     return {
         "claims.json": json.dumps(
@@ -50,10 +55,9 @@ def generated_files() -> dict[str, str]:
     }
 
 
-def check_claims() -> None:
+def check(found: list[tuple[Claim, Measured]]) -> None:
     """Raises UserError for claims that the records do not bear out."""
-    records = analysis.load_records("paper", *analysis.COMPARED)
-    if false := [claim.id for claim in load_claims() if not claim.is_true_of(measured(claim, records))]:
+    if false := [claim.id for claim, now in found if not claim.is_true_of(now)]:
         raise UserError(
             f"The records do not bear out {', '.join(false)}: expected what paper/claims.yaml says under "
             "`holds`. State the claim as it was measured."
@@ -190,8 +194,9 @@ def drawn_at() -> str:
 
 
 def main() -> None:
-    check_claims()
-    for name, text in {**generated_files(), "drawn_at.tex": drawn_at()}.items():
+    found = published_claims()
+    check(found)
+    for name, text in {**generated_files(found), "drawn_at.tex": drawn_at()}.items():
         with atomic_path(GENERATED / name) as temporary:
             temporary.write_text(text)
 
