@@ -169,7 +169,8 @@ def _floors(records: pd.DataFrame) -> str:
         network = fit.unit.split("@")[0] + (f", {fit.granularity}" if fit.ratio else "")
         floor = f"{fit.floor:.2f} [{fit.low:.2f}, {fit.high:.2f}]" if fit.identified else "not identified"
         cost = f"{100 * fit.cost:+.1f} [{100 * fit.cost_low:+.1f}, {100 * fit.cost_high:+.1f}]"
-        rows.append([network, f"{fit.ratio:.0%}", str(seeds[fit.arm]), floor, cost if fit.ratio and fit.identified else "--"])
+        shown = cost if fit.ratio and fit.identified else "--"
+        rows.append([network, f"{fit.ratio:.0%}", str(seeds[fit.arm]), floor, shown])
     return _tabular(["network", "removed", "seeds", "floor", "cost (points)"], rows)
 
 
