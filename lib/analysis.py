@@ -27,9 +27,8 @@ def load_records(profile: str, *groups: str) -> pd.DataFrame:
     files = {arm: records_file(profile, arm) for arm in arms}
     missing = [arm for arm, file in files.items() if not file.exists()]
     if missing:
-        command = (
-            "rerun" if profile == "paper" else "figures"
-        )  # the paper's records are only redrawn by figures
+        # `figures` redraws the paper's records and measures none.
+        command = "rerun" if profile == "paper" else "figures"
         raise UserError(
             f"No records of {', '.join(missing)} in {next(iter(files.values())).parent}: expected one "
             f"Parquet file an arm. Run `make {command} PROFILE={profile}`."
@@ -40,8 +39,12 @@ def load_records(profile: str, *groups: str) -> pd.DataFrame:
     if "seed" in records:
         for seed in records["seed"].unique():
             records["arm"] = records["arm"].str.removesuffix(replicate("", seed))
-    own = records["backbone"] + "@" + records["image_size"].astype(str)
-    return records.assign(unit=records["reference"].fillna(own))
+    return records.assign(unit=records["reference"].fillna(network_of(records)))
+
+
+def network_of(records: pd.DataFrame) -> pd.Series:
+    """The network and resolution of each row, as a unit is written: its unit's own network where they agree."""
+    return records["backbone"] + "@" + records["image_size"].astype(str)
 
 
 def errors_by_seed(records: pd.DataFrame) -> pd.DataFrame:
@@ -126,7 +129,7 @@ def mean_errors(records: pd.DataFrame) -> pd.DataFrame:
 
 def dense_arm(of_unit: pd.DataFrame, learner: str = "independent") -> str:
     """The arm of a unit's dense network with that learner. Raises UserError where there is none."""
-    own = of_unit["backbone"] + "@" + of_unit["image_size"].astype(str) == of_unit["unit"]
+    own = network_of(of_unit) == of_unit["unit"]
     alike = of_unit["learner"] == learner
     found = of_unit.loc[own & alike & (of_unit["ratio"] == 0), "arm"]
     if found.empty:
@@ -227,7 +230,7 @@ def learners_grid(records: pd.DataFrame) -> pd.DataFrame:
     budgets and with the seeds that all were run with.
     """
     fields = ["ratio", "criterion", "scope", "granularity", "repair"]
-    own = records[records["backbone"] + "@" + records["image_size"].astype(str) == records["unit"]]
+    own = records[network_of(records) == records["unit"]]
     parts = []
     for _, of_unit in own.groupby("unit", sort=False):
         probed = of_unit[(of_unit["learner"] == "probe") & (of_unit["ratio"] > 0)]

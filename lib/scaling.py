@@ -11,7 +11,15 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import OptimizeWarning, curve_fit
 
-from lib.analysis import at_shared_budgets, dense_arm, draws, errors_by_seed, mean_errors, seeds_in_common
+from lib.analysis import (
+    at_shared_budgets,
+    dense_arm,
+    draws,
+    errors_by_seed,
+    mean_errors,
+    network_of,
+    seeds_in_common,
+)
 
 REFITS = 200  # of a curve, on draws of tasks and seeds
 FITTED_FROM = 1.0  # dense epochs: below, errors fall slowly at first and are no power law
@@ -22,7 +30,7 @@ EXPONENTS = 0.05, 3.0  # between which a power law is looked for
 
 def main_grid(records: pd.DataFrame, granularity: str = "filter") -> pd.DataFrame:
     """The arms that differ in the ratio alone: the unit's own network, fine-tuned, one criterion."""
-    own = records["backbone"] + "@" + records["image_size"].astype(str) == records["unit"]
+    own = network_of(records) == records["unit"]
     fine_tuned = (records["learner"] == "independent") & (records["trials"] == 1)
     alike = (records["criterion"] == "activation") & (records["repair"] == "mean")
     alike &= (records["scope"] == "uniform") & (records["granularity"] == granularity)

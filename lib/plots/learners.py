@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from lib.plots.style import PAGE_WIDTH, budget_axis, legend_below
+from lib.plots.style import NARROW_BUDGET, PAGE_WIDTH, budget_axis, legend_below
 
 
 def learners(table: pd.DataFrame) -> Figure:
@@ -22,8 +22,7 @@ def learners(table: pd.DataFrame) -> Figure:
 
     figure, panels = _learners_by_network(table, 2.7, draw)
     for axes in panels:
-        budget_axis(axes, np.sort(table["budget"].unique()))
-        axes.set_xlabel("budget (dense epochs)")
+        budget_axis(axes, np.sort(table["budget"].unique()), NARROW_BUDGET)
     panels[0].set_ylabel("test error, mean\n(95 % interval over tasks and seeds)")
     return figure
 

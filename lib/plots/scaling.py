@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from lib.plots.style import (
+    NARROW_BUDGET,
     PAGE_WIDTH,
     RATIO_COLOURS,
     arms_table,
@@ -41,8 +42,7 @@ def best_ratio(by_ratio: pd.DataFrame, best: pd.DataFrame) -> Figure:
             of_best["budget"], of_best["ratio"], color="black", marker="o", elinewidth=0.6,
             yerr=[of_best["ratio"] - of_best["low"], of_best["high"] - of_best["ratio"]],
         )  # fmt: skip
-        budget_axis(below, budgets)
-        below.set_xlabel("budget (dense epochs)")
+        budget_axis(below, budgets, NARROW_BUDGET)
         above.xaxis.set_major_formatter(PercentFormatter(1))
         below.yaxis.set_major_formatter(PercentFormatter(1))
     grid[0, 0].set_ylabel("test error, mean over tasks")
@@ -69,8 +69,7 @@ def asymptotes(means: pd.DataFrame, fits: pd.DataFrame) -> Figure:
                 where = budgets[-1] * 2.5 * 1.15**place
                 axes.plot(where, fit.floor, "_", color=colour, markersize=7)
                 axes.vlines(where, fit.low, fit.high, color=colour, linewidth=0.8)
-        budget_axis(axes, budgets)
-        axes.set_xlabel("budget (dense epochs)")
+        budget_axis(axes, budgets, NARROW_BUDGET)
         axes.set_title(title, fontsize=7)
     grid[0, 0].set_ylabel("test error, mean over tasks\n(right: fitted floors)")
     legend_below(figure, list(grid[0]), columns=6, title=None)
@@ -129,8 +128,7 @@ def regret(table: pd.DataFrame, records: pd.DataFrame, named: list[str]) -> Figu
         advised = table[(table["choice"] == choice) & (table["policy"] == "adviser")]
         along = advised.groupby("budget")["regret"].mean()
         axes.plot(along.index, along, color="tab:cyan", linewidth=3.5, alpha=0.8, label="adviser")
-        budget_axis(axes, along.index.to_numpy())
-        axes.set_xlabel("budget (dense epochs)")
+        budget_axis(axes, along.index.to_numpy(), NARROW_BUDGET)
         axes.set_title(choice, fontsize=7)
     grid[0, 0].set_ylabel("error above the best in hindsight\n(mean over tasks)")
     legend_below(figure, list(grid[0]), columns=3, title=None)

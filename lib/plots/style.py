@@ -9,6 +9,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from lib.analysis import network_of
 from lib.files import atomic_path, write_json
 from lib.paths import FIGURES
 from lib.provenance import provenance
@@ -17,6 +18,7 @@ COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.9  # inches, of a two-column page
 # Pruning ratio 0..1, light to dark, without the yellow that is the front's.
 RATIO_COLOURS = ListedColormap(mpl.colormaps["plasma_r"](np.linspace(0.15, 0.95, 256)))
 BUDGET = "compute budget (dense epochs of MACs)"
+NARROW_BUDGET = "budget (dense epochs)"  # where panels are narrow
 LEGEND = "share removed, criterion, scope if not uniform + repair; fine-tuned, or as named"
 _MARKERS = {
     "activation": "o", "l1": "s", "l2": "D", "random": "X", "activation_images": "*", "bn_scale": "p",
@@ -107,7 +109,7 @@ def arms_table(records: pd.DataFrame) -> pd.DataFrame:
         "unit", "backbone", "ratio", "criterion", "scope", "granularity", "repair", "learner", "image_size",
     ]  # fmt: skip
     arms = records.drop_duplicates("arm").set_index("arm")[columns]
-    own = arms["backbone"] + "@" + arms["image_size"].astype(str) == arms["unit"]
+    own = network_of(arms) == arms["unit"]
     order = pd.DataFrame({
         "another learner": arms["learner"] != "independent", "another network": ~own,
         "pruned": arms["ratio"] > 0, "criterion": arms["criterion"].ne("activation") & arms["ratio"].gt(0),
@@ -138,10 +140,10 @@ def panels_of(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     ]
 
 
-def budget_axis(axes: plt.Axes, budgets: np.ndarray) -> None:
+def budget_axis(axes: plt.Axes, budgets: np.ndarray, label: str = BUDGET) -> None:
     """A tick a budget in doublings; where there are many, every other has a number."""
     axes.set_xscale("log", base=2)
     every = 1 if len(budgets) <= 5 else 2
     axes.set_xticks(budgets, [f"{b:g}" if place % every == 0 else "" for place, b in enumerate(budgets)])
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(BUDGET)
+    axes.set_xlabel(label)
