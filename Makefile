@@ -1,5 +1,5 @@
 # Every task a person does. `make` alone lists them.
-# What is up to date is decided by content: lib/profiles.py renews a stamp only when what it stands for
+# What is up to date is decided by content: lib/runs/profiles.py renews a stamp only when what it stands for
 # has changed, and make compares the stamps' times.
 
 PROFILE ?= pocket
@@ -54,29 +54,29 @@ setup: ## make .venv from requirements.txt, when it is missing or out of date
 
 # The arms that are not done, their estimate first; then the stamps anew, for they hold a hash of the records.
 define run_arms
-	@$(MAKE) --no-print-directory --question _arms 2>/dev/null || $(PY) -m lib.estimate "$(PROFILE)" $(JOBS)
+	@$(MAKE) --no-print-directory --question _arms 2>/dev/null || $(PY) -m tools.estimate "$(PROFILE)" $(JOBS)
 	@$(MAKE) --silent --no-print-directory $(PARALLEL) _arms
-	@$(PY) -m lib.profiles stamps "$(PROFILE)"
+	@$(PY) -m lib.runs.profiles stamps "$(PROFILE)"
 endef
 
 figures: setup ## run the arms of PROFILE that are not done, and draw the figures
-	@$(PY) -m lib.profiles stamps "$(PROFILE)"
+	@$(PY) -m lib.runs.profiles stamps "$(PROFILE)"
 ifneq ($(PROFILE),paper)
 	$(run_arms)
 else
-	@$(PY) -m lib.profiles warn "$(PROFILE)"
+	@$(PY) -m lib.runs.profiles warn "$(PROFILE)"
 endif
 	@$(MAKE) --silent --no-print-directory $(PARALLEL) _drawn
 	@echo "Figures are in figures/$(PROFILE)."
 
 rerun: setup ## measure anew what is out of date, also of PROFILE=paper, then draw all figures
-	@$(PY) -m lib.profiles stamps "$(PROFILE)"
+	@$(PY) -m lib.runs.profiles stamps "$(PROFILE)"
 	$(run_arms)
 	@$(MAKE) --silent --no-print-directory $(PARALLEL) _drawn
 	@$(MAKE) --silent --no-print-directory -j1 _measured
 
 runs: setup-cluster ## run the arms of PROFILE on CLUSTER: local, a scheduler's address, slurm, pbs, ... (WORKERS=2)
-	@$(PY) -m lib.cluster "$(PROFILE)" "$(or $(CLUSTER),local)" "$(or $(WORKERS),2)"
+	@$(PY) -m tools.cluster "$(PROFILE)" "$(or $(CLUSTER),local)" "$(or $(WORKERS),2)"
 
 setup-cluster: setup
 	@$(PY) -c 'import dask_jobqueue, bokeh' 2>/dev/null || \
@@ -111,18 +111,18 @@ pretrain: setup ## pretrain the residual networks from scratch (ARCHIVE=path/to/
 	@for network in $(NETWORKS); do \
 		mkdir -p build/pretraining && \
 		printf '{"archive": "%s", "network": "%s"}' "$(abspath $(ARCHIVE))" $$network > build/pretraining/$$network.parameters.json && \
-		$(PY) -m lib.execute notebooks/pretrain.ipynb build/pretraining/$$network.ipynb build/pretraining/$$network.parameters.json || exit 1; \
+		$(PY) -m tools.execute notebooks/pretrain.ipynb build/pretraining/$$network.ipynb build/pretraining/$$network.parameters.json || exit 1; \
 	done
 
 numbers: setup ## write what the paper takes from the committed records: claims, numbers, tables
-	@$(PY) -m lib.paper
+	@$(PY) -m paper.build
 
 verify: setup ## measure the paper's claims again at PROFILE, and every committed number against the records
 ifeq ($(PROFILE),pocket)
-	@$(PY) -m lib.profiles stamps "$(PROFILE)"
+	@$(PY) -m lib.runs.profiles stamps "$(PROFILE)"
 	$(run_arms)
 endif
-	@$(PY) -m lib.verify "$(PROFILE)"
+	@$(PY) -m paper.verify "$(PROFILE)"
 
 paper: setup ## build paper/main.pdf with latexmk or tectonic
 	@if command -v latexmk >/dev/null; then cd paper && latexmk -quiet -pdf -halt-on-error main.tex; \
@@ -143,7 +143,7 @@ benchmark: setup ## the engine's speed, growth and sharing, against the bare ste
 	@$(PY) tests/benchmarks/engine.py
 
 tune: setup ## measure the precision that BACKBONES (default: all) train fastest in on DEVICE (default: cpu)
-	@$(PY) -m lib.tune_precision "$(or $(DEVICE),cpu)" $(BACKBONES)
+	@$(PY) -m tools.tune_precision "$(or $(DEVICE),cpu)" $(BACKBONES)
 
 tasks: setup ## list the tasks of STREAM (default: pocket; or the path of a stream.yaml), here or not
 	@$(PY) -m lib.streams "$(or $(STREAM),pocket)"
@@ -161,17 +161,17 @@ clean: ## remove what was built (build/, figures of other profiles than paper); 
 # --- below, reached through `figures` and `rerun` only, when the stamps are fresh ------------------
 
 ifneq ($(filter _arms,$(MAKECMDGOALS)),)
-ARMS := $(shell $(PY) -m lib.profiles arms "$(PROFILE)")
+ARMS := $(shell $(PY) -m lib.runs.profiles arms "$(PROFILE)")
 endif
 
 _arms: $(ARMS:%=$(BUILD)/arms/%.ipynb)
 
 $(BUILD)/arms/%.ipynb: $(STAMPS)/arms/%.json $(STAMPS)/arms/%.training $(STAMPS)/notebooks/experiment
-	@$(PY) -m lib.execute notebooks/experiment.ipynb $@ $<
+	@$(PY) -m tools.execute notebooks/experiment.ipynb $@ $<
 
 _drawn: $(DRAWN:%=figures/$(PROFILE)/%.pdf)
 
 _measured: $(MEASURED:%=figures/$(PROFILE)/%.pdf)
 
 figures/$(PROFILE)/%.pdf: $(STAMPS)/notebooks/% $(STAMPS)/drawing $(STAMPS)/draw.json $(STAMPS)/records
-	@$(PY) -m lib.execute notebooks/$*.ipynb $(BUILD)/notebooks/$*.ipynb $(STAMPS)/draw.json
+	@$(PY) -m tools.execute notebooks/$*.ipynb $(BUILD)/notebooks/$*.ipynb $(STAMPS)/draw.json

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import few_images
 
-from lib.backbones import Backbone, load_backbone
+from lib.networks.backbone import Backbone, load_backbone
 from lib.streams import TaskData
 
 

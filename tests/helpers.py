@@ -5,32 +5,69 @@ import copy
 import torch
 from torch import nn
 
-from lib.backbones import RESNETS_64, Backbone, build_resnet_64, list_backbones, load_backbone
+from lib.common.vision import timm, torchvision
+from lib.networks.backbone import RESNETS_64, Backbone, build_resnet_64, list_backbones, load_backbone
 from lib.streams import Split, TaskData, load_stream
-from lib.vision import timm, torchvision
 
 BACKBONES = [*list_backbones(), *(name for name in RESNETS_64 if name not in list_backbones())]
 
 # Every declared kind of block, torchvision's and timm's: small members of each family.
 _TORCHVISION = (
-    "resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "resnext50_32x4d", "vgg11_bn",
-    "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s",
-    "regnet_x_400mf", "regnet_y_400mf", "convnext_tiny", "vit",
-)  # fmt: skip
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "wide_resnet50_2",
+    "resnext50_32x4d",
+    "vgg11_bn",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "regnet_x_400mf",
+    "regnet_y_400mf",
+    "convnext_tiny",
+    "vit",
+)
 _TIMM = (
-    "resnet18", "resnet50", "resnet50d", "wide_resnet50_2", "resnext50_32x4d", "vgg11_bn",
-    "mobilenetv2_100", "mobilenetv3_small_100", "mobilenetv3_large_100", "efficientnet_b0",
-    "tf_efficientnetv2_b0", "tf_efficientnet_lite0", "regnetx_002", "regnety_002", "convnext_atto",
-    "vit_tiny_patch16_224", "deit_tiny_patch16_224",
-)  # fmt: skip
+    "resnet18",
+    "resnet50",
+    "resnet50d",
+    "wide_resnet50_2",
+    "resnext50_32x4d",
+    "vgg11_bn",
+    "mobilenetv2_100",
+    "mobilenetv3_small_100",
+    "mobilenetv3_large_100",
+    "efficientnet_b0",
+    "tf_efficientnetv2_b0",
+    "tf_efficientnet_lite0",
+    "regnetx_002",
+    "regnety_002",
+    "convnext_atto",
+    "vit_tiny_patch16_224",
+    "deit_tiny_patch16_224",
+)
 # One of every declared kind of block, the cheapest: what the fast tests look at.
 EVERY_BLOCK = [
-    "resnet18half_64", "resnet26_64", "torchvision:resnet18", "torchvision:resnext50_32x4d",
-    "torchvision:vgg11_bn", "torchvision:mobilenet_v2", "torchvision:mobilenet_v3_small",
-    "torchvision:efficientnet_b0", "torchvision:regnet_y_400mf", "torchvision:vit",
-    "timm:mobilenetv3_small_100", "timm:tf_efficientnetv2_b0", "timm:tf_efficientnet_lite0",
-    "timm:regnety_002", "timm:convnext_atto", "timm:deit_tiny_patch16_224",
-]  # fmt: skip
+    "resnet18half_64",
+    "resnet26_64",
+    "torchvision:resnet18",
+    "torchvision:resnext50_32x4d",
+    "torchvision:vgg11_bn",
+    "torchvision:mobilenet_v2",
+    "torchvision:mobilenet_v3_small",
+    "torchvision:efficientnet_b0",
+    "torchvision:regnet_y_400mf",
+    "torchvision:vit",
+    "timm:mobilenetv3_small_100",
+    "timm:tf_efficientnetv2_b0",
+    "timm:tf_efficientnet_lite0",
+    "timm:regnety_002",
+    "timm:convnext_atto",
+    "timm:deit_tiny_patch16_224",
+]
 FAMILIES = [
     *RESNETS_64,
     *(f"torchvision:{name}" for name in _TORCHVISION),
@@ -99,8 +136,10 @@ def kept_inputs(dense: nn.Module, plan) -> dict[str, torch.Tensor]:
             tags = torch.arange(layer.weight.shape[1], dtype=layer.weight.dtype)
             layer.weight.copy_(tags.view(1, -1, *[1] * (layer.weight.ndim - 2)).expand_as(layer.weight))
     tagged = plan.apply(tagged)
-    return {name: layer.weight[0].flatten(1)[:, 0].long() if layer.weight.ndim > 2 else layer.weight[0].long()
-            for name, layer in mixing_layers(tagged).items()}  # fmt: skip
+    return {
+        name: layer.weight[0].flatten(1)[:, 0].long() if layer.weight.ndim > 2 else layer.weight[0].long()
+        for name, layer in mixing_layers(tagged).items()
+    }
 
 
 def mask_inputs(network: nn.Module, kept: dict[str, torch.Tensor]) -> list[str]:

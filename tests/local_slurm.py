@@ -52,15 +52,25 @@ def local_slurm(folder: Path) -> Iterator[dict[str, str]]:
     configuration = folder / "slurm.conf"
     configuration.write_text(
         CONFIGURATION.format(
-            host=socket.gethostname(), folder=folder, controller_port=controller_port, node_port=node_port,
-            cpus=os.cpu_count(), megabytes=psutil.virtual_memory().total >> 20,
+            host=socket.gethostname(),
+            folder=folder,
+            controller_port=controller_port,
+            node_port=node_port,
+            cpus=os.cpu_count(),
+            megabytes=psutil.virtual_memory().total >> 20,
         )
-    )  # fmt: skip
+    )
     environment = os.environ | {"SLURM_CONF": str(configuration)}
     munge = [
-        "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket",
-        f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/seed",
-    ]  # fmt: skip
+        "munged",
+        "--foreground",
+        "--force",
+        f"--key-file={key}",
+        f"--socket={folder}/munge.socket",
+        f"--pid-file={folder}/munged.pid",
+        f"--log-file={folder}/munged.log",
+        f"--seed-file={folder}/seed",
+    ]
     with ExitStack() as running:
         for command in (munge, ["slurmctld", "-D"], ["slurmd", "-D", "-N", "here"]):
             running.enter_context(_service(command, environment, folder / f"{command[0]}.output"))

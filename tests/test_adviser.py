@@ -3,26 +3,47 @@
 import pandas as pd
 import pytest
 
-from lib.adviser import recommend, regrets
-from lib.errors import UserError
-from lib.spec import RunSpec
+from lib.common.errors import UserError
+from lib.evidence.adviser import recommend, regrets
+from lib.runs.spec import RunSpec
 
 # Errors of three tasks at budgets 0.5 and 2. The third task is unlike the others.
 ERRORS = {
-    ("dense", 0.5): [0.8, 0.8, 0.3], ("dense", 2.0): [0.3, 0.2, 0.2],
-    ("half", 0.5): [0.5, 0.6, 0.9], ("half", 2.0): [0.4, 0.4, 0.4],
-}  # fmt: skip
+    ("dense", 0.5): [0.8, 0.8, 0.3],
+    ("dense", 2.0): [0.3, 0.2, 0.2],
+    ("half", 0.5): [0.5, 0.6, 0.9],
+    ("half", 2.0): [0.4, 0.4, 0.4],
+}
 
 
 @pytest.fixture
 def records() -> pd.DataFrame:
-    return pd.DataFrame([
-        {"arm": arm, "budget": budget, "event": event, "task": f"task{event}", "error_test": error, "seed": 0,
-         "unit": "net@64", "backbone": "net", "image_size": 64, "ratio": 0.5 if arm == "half" else 0.0,
-         "scope": "uniform", "criterion": "l1", "granularity": "filter", "repair": "none",
-         "learner": "independent", "trials": 1, "reference": None, "limit_macs": round(100 * budget)}
-        for (arm, budget), errors in ERRORS.items() for event, error in enumerate(errors)
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "arm": arm,
+                "budget": budget,
+                "event": event,
+                "task": f"task{event}",
+                "error_test": error,
+                "seed": 0,
+                "unit": "net@64",
+                "backbone": "net",
+                "image_size": 64,
+                "ratio": 0.5 if arm == "half" else 0.0,
+                "scope": "uniform",
+                "criterion": "l1",
+                "granularity": "filter",
+                "repair": "none",
+                "learner": "independent",
+                "trials": 1,
+                "reference": None,
+                "limit_macs": round(100 * budget),
+            }
+            for (arm, budget), errors in ERRORS.items()
+            for event, error in enumerate(errors)
+        ]
+    )
 
 
 def test_the_best_on_the_other_tasks_is_recommended(records):

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import analysis
-from lib.analysis import (
+from lib.common.errors import UserError
+from lib.evidence import records as analysis
+from lib.evidence.records import (
     bootstrap,
     errors_by_seed,
     improvement_over_dense,
@@ -13,7 +14,6 @@ from lib.analysis import (
     mean_errors,
     seeds_in_common,
 )
-from lib.errors import UserError
 
 # Errors of two tasks. Dense: accuracies 0.2 and 0.4. Pruned: 0.3 and 0.6.
 ERRORS = {
@@ -25,14 +25,28 @@ ERRORS = {
 
 
 def records_of(errors: dict[tuple[str, float], list[float]]) -> pd.DataFrame:
-    return pd.DataFrame([
-        {"arm": arm, "unit": "net@64", "backbone": "net", "image_size": 64,
-         "ratio": 0.0 if arm == "dense" else 0.5, "budget": budget, "event": event,
-         "learner": "independent", "trials": 1, "task": f"task{event}", "error_test": error, "seed": 0,
-         "limit_macs": round(1000 * budget), "total_macs": 10 * event + budget}
-        for (arm, budget), of_tasks in errors.items()
-        for event, error in enumerate(of_tasks)
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "arm": arm,
+                "unit": "net@64",
+                "backbone": "net",
+                "image_size": 64,
+                "ratio": 0.0 if arm == "dense" else 0.5,
+                "budget": budget,
+                "event": event,
+                "learner": "independent",
+                "trials": 1,
+                "task": f"task{event}",
+                "error_test": error,
+                "seed": 0,
+                "limit_macs": round(1000 * budget),
+                "total_macs": 10 * event + budget,
+            }
+            for (arm, budget), of_tasks in errors.items()
+            for event, error in enumerate(of_tasks)
+        ]
+    )
 
 
 def test_improvement_by_hand():
@@ -135,8 +149,11 @@ def test_granularities_are_compared_where_they_alone_differ():
     records["granularity"] = np.where(thin, "channel", "filter")
     table = analysis.granularities_compared(records)
     assert table[["task", "ratio", "budget"]].values.tolist() == [
-        ["task0", 0.5, 0.5], ["task1", 0.5, 0.5], ["task0", 0.5, 1.0], ["task1", 0.5, 1.0],
-    ]  # fmt: skip
+        ["task0", 0.5, 0.5],
+        ["task1", 0.5, 0.5],
+        ["task0", 0.5, 1.0],
+        ["task1", 0.5, 1.0],
+    ]
     assert table["points"].tolist() == pytest.approx([20, -10, 10, 0])
     other = records.assign(unit="other@64", backbone="other", error_test=records["error_test"] / 2)
     both = analysis.granularities_compared(pd.concat([records, other])).set_index("unit")
@@ -230,11 +247,13 @@ def test_unlimited_table_by_hand():
     assert (table["forward (million MACs)"] == 2.5).all()
 
 
-LEARNT = pd.concat([
-    records_of(ERRORS),
-    records_of({("goes on", 0.5): [0.5, 0.1], ("goes on", 1.0): [0.5, 0.6]}).assign(learner="previous"),
-    records_of({("tries", 0.5): [0.9, 0.9], ("tries", 1.0): [0.9, 0.9]}).assign(trials=8, ratio=0.0),
-])  # fmt: skip
+LEARNT = pd.concat(
+    [
+        records_of(ERRORS),
+        records_of({("goes on", 0.5): [0.5, 0.1], ("goes on", 1.0): [0.5, 0.6]}).assign(learner="previous"),
+        records_of({("tries", 0.5): [0.9, 0.9], ("tries", 1.0): [0.9, 0.9]}).assign(trials=8, ratio=0.0),
+    ]
+)
 
 
 def test_learners_are_compared_with_independent_on_the_same_network():
@@ -253,16 +272,21 @@ def test_learners_are_compared_where_a_pruned_network_was_probed():
     """That network and the dense one: not another share, other pixels, or a unit without such a probe."""
     first = records_of(ERRORS)
     half = first["arm"] == "half"
-    records = pd.concat([
-        first, first[half].assign(arm="half probed", learner="probe"),
-        first[half].assign(arm="quarter", ratio=0.25),
-        first[~half].assign(arm="fewer pixels", image_size=32),
-        first.assign(unit="other@64", backbone="other", arm="other " + first["arm"]),
-    ]).assign(criterion="l1", scope="uniform", granularity="filter", repair="none")  # fmt: skip
+    records = pd.concat(
+        [
+            first,
+            first[half].assign(arm="half probed", learner="probe"),
+            first[half].assign(arm="quarter", ratio=0.25),
+            first[~half].assign(arm="fewer pixels", image_size=32),
+            first.assign(unit="other@64", backbone="other", arm="other " + first["arm"]),
+        ]
+    ).assign(criterion="l1", scope="uniform", granularity="filter", repair="none")
     assert list(analysis.learners_grid(records)["arm"].unique()) == ["dense", "half", "half probed"]
-    apart = analysis.learners_compared(pd.concat([
-        first, first.assign(unit="other@64", backbone="other", error_test=first["error_test"] / 2)
-    ]))  # fmt: skip
+    apart = analysis.learners_compared(
+        pd.concat(
+            [first, first.assign(unit="other@64", backbone="other", error_test=first["error_test"] / 2)]
+        )
+    )
     errors = apart.set_index(["unit", "ratio", "budget"])["error"]
     assert errors["other@64", 0.5, 1.0] == pytest.approx(errors["net@64", 0.5, 1.0] / 2)
 

@@ -8,10 +8,10 @@ import torch
 from helpers import state_of
 from sklearn.datasets import load_sample_image
 
-from lib import backbones
-from lib.backbones import list_backbones, load_backbone
-from lib.errors import UserError
-from lib.vision import timm, torchvision
+from lib.common.errors import UserError
+from lib.common.vision import timm, torchvision
+from lib.networks import backbone as backbones
+from lib.networks.backbone import list_backbones, load_backbone
 
 OFFLINE = list_backbones(offline_only=True)
 
@@ -141,11 +141,14 @@ def _cut_off(file: Path) -> None:
 @pytest.mark.parametrize(
     "write",
     [
-        _other_network, _other_weights, _cut_off, lambda file: file.write_bytes(b""),
+        _other_network,
+        _other_weights,
+        _cut_off,
+        lambda file: file.write_bytes(b""),
         lambda file: file.write_text("<html>"),
     ],
     ids=["other network", "other weights", "cut off", "empty", "a web page"],
-)  # fmt: skip
+)
 def test_wrong_weights_file_is_refused(no_network, write):
     no_network.mkdir(parents=True)
     file = no_network / "resnet18-f37072fd.pth"

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from lib.paths import ROOT
+from lib.common.paths import ROOT
 
 selenium = pytest.importorskip("selenium", reason="needs the extra `browser`: pip install '.[browser]'")
 from selenium import webdriver  # noqa: E402
@@ -34,9 +34,17 @@ def lab(tmp_path):
     """The address of a JupyterLab on a copy of the notebooks."""
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     command = [
-        sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ServerApp.token=t",
-        "--ServerApp.port=0", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={tmp_path}",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        "--no-browser",
+        "--allow-root",
+        "--ServerApp.token=t",
+        "--ServerApp.port=0",
+        "--LabApp.expose_app_in_browser=True",
+        f"--ServerApp.root_dir={tmp_path}",
+    ]
     home = {"HOME": str(tmp_path), "JUPYTER_CONFIG_DIR": str(tmp_path / "config")}
     log_file = tmp_path / "log"
     with log_file.open("w") as log:

@@ -6,13 +6,15 @@ from helpers import Counter, few_images, state_of
 from test_runs import PRUNED, TASKS, assert_same_records
 from torch import nn
 
-from lib import checkpoints as checkpoints_module
-from lib.backbones import Backbone, load_backbone
-from lib.checkpoints import Checkpoints
-from lib.compute import Ledger, training_macs
-from lib.runs import RunSpec, run_stream, saved_predictions
+from lib.learning import state as checkpoints_module
+from lib.learning.ledger import Ledger
+from lib.learning.state import Checkpoints
+from lib.learning.training import Recipe, TaskNetwork, fine_tune
+from lib.networks.backbone import Backbone, load_backbone
+from lib.networks.macs import training_macs
+from lib.runs.run import run_stream, saved_predictions
+from lib.runs.spec import RunSpec
 from lib.streams import Split, TaskData
-from lib.training import Recipe, TaskNetwork, fine_tune
 
 BUDGETS = [0.125, 0.25, 0.5, 1.0, 2.0, 4.0]
 SHARING = PRUNED | {"backbone": "resnet18half_64", "tasks": TASKS, "budgets": BUDGETS}

@@ -10,11 +10,13 @@ import pandas as pd
 import pytest
 from test_analysis import ERRORS, records_of, with_seeds
 
-from lib import analysis, claims, paper, verify
-from lib.claims import MEASURES, Claim, Measured, NotMeasured, load_claims, measured
-from lib.errors import UserError
-from lib.paths import PAPER_RECORDS
-from lib.profiles import arms_of
+from lib.common.errors import UserError
+from lib.common.paths import PAPER_RECORDS
+from lib.evidence import records as analysis
+from lib.runs.profiles import arms_of
+from paper import build as paper
+from paper import claims, verify
+from paper.claims import MEASURES, Claim, Measured, NotMeasured, load_claims, measured
 
 
 def claim(measure: str, holds: str = "low > 0", **arguments) -> Claim:
@@ -35,9 +37,11 @@ def test_improvement_is_that_of_the_analysis():
 def test_how_long_an_arm_is_ahead():
     """Surely at 0.5, by chance at 1, surely behind at 2; being ahead again at 4 does not count."""
     errors = {("dense", budget): [0.5, 0.5, 0.5, 0.5] for budget in (0.5, 1.0, 2.0, 4.0, 8.0)} | {
-        ("half", 0.5): [0.4, 0.3, 0.4, 0.3], ("half", 1.0): [0.1, 0.5, 0.6, 0.5],
-        ("half", 2.0): [0.6, 0.6, 0.7, 0.6], ("half", 4.0): [0.1, 0.1, 0.1, 0.1],
-    }  # fmt: skip
+        ("half", 0.5): [0.4, 0.3, 0.4, 0.3],
+        ("half", 1.0): [0.1, 0.5, 0.6, 0.5],
+        ("half", 2.0): [0.6, 0.6, 0.7, 0.6],
+        ("half", 4.0): [0.1, 0.1, 0.1, 0.1],
+    }
     found = measured(claim("ahead_until", arm="half", over="dense"), records_of(errors))
     assert found == Measured(value=1.0, low=0.5, high=1.0)
     never = measured(claim("ahead_until", arm="dense", over="half"), records_of(errors))

@@ -51,7 +51,7 @@ def with_make(project: Project, jobs: int) -> dict[str, pd.DataFrame]:
     """The arms' records as make runs them, from nothing."""
     forget(project)
     for command in (
-        [".venv/bin/python", "-m", "lib.profiles", "stamps", "smoke"],
+        [".venv/bin/python", "-m", "lib.runs.profiles", "stamps", "smoke"],
         ["make", f"-j{jobs}", "_arms", "PROFILE=smoke"],
     ):
         status, output = project.run(*command)
@@ -75,9 +75,9 @@ def assert_same(project: Project, expected: dict[str, pd.DataFrame]) -> None:
 
 @pytest.fixture
 def cluster(project, expected):
-    """Starts `python -m lib.cluster smoke ...` with nothing done."""
+    """Starts `python -m tools.cluster smoke ...` with nothing done."""
     forget(project)
-    return lambda *arguments: project.start(sys.executable, "-m", "lib.cluster", "smoke", *arguments)
+    return lambda *arguments: project.start(sys.executable, "-m", "tools.cluster", "smoke", *arguments)
 
 
 def output_of(process: subprocess.Popen, status: int = 0) -> str:
@@ -91,7 +91,7 @@ def arm_processes(process: subprocess.Popen) -> list[psutil.Process]:
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
-            if "lib.execute" in child.cmdline():
+            if "tools.execute" in child.cmdline():
                 found.append(child)
         except psutil.NoSuchProcess:
             pass
@@ -107,7 +107,7 @@ def test_local_workers_give_the_same_records_once(project, expected, cluster):
     output = output_of(cluster("local", "2"))
     assert "3 of 3 arms to run. Dashboard: http://" in output and "3/3 " in output
     assert_same(project, expected)
-    again = project.start(sys.executable, "-m", "lib.cluster", "smoke", "local", "1")
+    again = project.start(sys.executable, "-m", "tools.cluster", "smoke", "local", "1")
     assert "0 of 3 arms to run" in output_of(again)
 
 
@@ -143,7 +143,7 @@ def test_a_scheduler_and_two_workers_of_their_own(project, expected, cluster, tm
             ":0",
             "--scheduler-file",
             str(file),
-        ),
+        )
     ]
     try:
         deadline = time.monotonic() + 60

@@ -11,19 +11,28 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib.backbones import load_backbone
-from lib.compute import LayerMacs, Ledger, count_macs, forward_macs, training_macs
-from lib.errors import UserError
+from lib.common.errors import UserError
+from lib.common.vision import torchvision
+from lib.learning.ledger import Ledger
+from lib.networks.backbone import load_backbone
+from lib.networks.macs import LayerMacs, count_macs, forward_macs, training_macs
 from lib.pruning import plan_pruning
-from lib.vision import torchvision
 
 # What ptflops counts and this project does not.
 NOT_COUNTED = [
-    nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.AdaptiveAvgPool2d, nn.MaxPool2d, nn.LayerNorm,
-    torchvision.models.convnext.LayerNorm2d, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid,
-]  # fmt: skip
-
-
+    nn.BatchNorm2d,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.AdaptiveAvgPool2d,
+    nn.MaxPool2d,
+    nn.LayerNorm,
+    torchvision.models.convnext.LayerNorm2d,
+    nn.GELU,
+    nn.SiLU,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Sigmoid,
+]
 ATTENTION = [name for name in BACKBONES if name.startswith(("vit", "deit"))]
 
 
@@ -33,9 +42,14 @@ def test_forward_macs_agree_with_ptflops(name):
     # ptflops goes by a layer's exact type and does not know timm's subclasses of a convolution.
     kinds = {type(m) for m in network.modules() if isinstance(m, nn.Conv2d)} - {nn.Conv2d}
     expected, _ = get_model_complexity_info(
-        copy.deepcopy(network), (3, 64, 64), as_strings=False, print_per_layer_stat=False, backend="pytorch",
-        ignore_modules=NOT_COUNTED, custom_modules_hooks=dict.fromkeys(kinds, conv_flops_counter_hook),
-    )  # fmt: skip
+        copy.deepcopy(network),
+        (3, 64, 64),
+        as_strings=False,
+        print_per_layer_stat=False,
+        backend="pytorch",
+        ignore_modules=NOT_COUNTED,
+        custom_modules_hooks=dict.fromkeys(kinds, conv_flops_counter_hook),
+    )
     # Of squeeze-excite it also counts the products with the gates.
     gated = any("SqueezeExcitation" in type(module).__name__ for module in network.modules())
     assert forward_macs(network, 64) == pytest.approx(expected, rel=0.03 if gated else 0.01)
@@ -68,8 +82,7 @@ def freeze_the_last_stage(network: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "freeze",
-    [freeze_nothing, freeze_all_but_the_last_stage, freeze_all_convolutions, freeze_the_last_stage],
+    "freeze", [freeze_nothing, freeze_all_but_the_last_stage, freeze_all_convolutions, freeze_the_last_stage]
 )
 @pytest.mark.parametrize("ratio", [0, 0.5])
 def test_training_macs_agree_with_pytorchs_counter(freeze, ratio):

@@ -6,11 +6,10 @@ from helpers import assert_same_state, few_images, random_backbone, state_of
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from lib.backbones import Backbone, load_backbone
-from lib.distance import distance_to_pretraining
-from lib.errors import UserError
+from lib.common.errors import UserError
+from lib.networks.backbone import Backbone, load_backbone, normalised
+from lib.networks.measure import distance_to_pretraining
 from lib.streams import Split
-from lib.training import normalised
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +27,12 @@ def test_one_layer_by_hand(clothes):
     here = Normal(inputs.mean(1), inputs.std(1, correction=0))
     kept = Normal(norm.running_mean, norm.running_var.sqrt())
     expected = kl_divergence(here, kept).mean().item()
-    assert distance_to_pretraining(network, clothes) == pytest.approx(expected, rel=1e-4)
+    assert distance_to_pretraining(network, clothes.images) == pytest.approx(expected, rel=1e-4)
 
 
 def test_it_is_nothing_for_the_images_whose_statistics_were_kept(clothes):
     network = random_backbone("resnet18half_64")
-    far = distance_to_pretraining(network, clothes)
+    far = distance_to_pretraining(network, clothes.images)
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = 1.0
@@ -42,7 +41,7 @@ def test_it_is_nothing_for_the_images_whose_statistics_were_kept(clothes):
         network(normalised(clothes.images[:50].permute(0, 3, 1, 2), network))
     network.eval()
     # In training mode each layer sees what a batch norms; so does it here, but for the unbiased variance.
-    near = distance_to_pretraining(network, Split(clothes.images[:50], clothes.labels[:50]))
+    near = distance_to_pretraining(network, clothes.images[:50])
     assert near < 1e-3 < far
 
 
@@ -50,11 +49,13 @@ def test_photographs_are_nearer_to_imagenet_than_digits_and_the_network_is_left_
     network = load_backbone("resnet26_64")
     before = state_of(network)
     digits, materials = (few_images(name, 100, 1, 1).train for name in ("mnist", "materials"))
-    assert distance_to_pretraining(network, materials) < distance_to_pretraining(network, digits)
+    assert distance_to_pretraining(network, materials.images) < distance_to_pretraining(
+        network, digits.images
+    )
     assert_same_state(network, before)
     assert not any(module._forward_pre_hooks for module in network.modules())
 
 
 def test_a_network_without_batch_norms_is_refused(clothes):
     with pytest.raises(UserError, match=r"timm:convnext_atto has no batch norms"):
-        distance_to_pretraining(random_backbone("timm:convnext_atto"), clothes)
+        distance_to_pretraining(random_backbone("timm:convnext_atto"), clothes.images)

@@ -9,9 +9,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lib.errors import UserError
-from lib.execute import execute
-from lib.paths import ROOT
+from lib.common.errors import UserError
+from lib.common.paths import ROOT
+from tools.execute import execute
 
 COMMITTED = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PARAMETERS = "number = 1\nflag = True\nrate = 0.5\nitems = [1]\nnothing = 0\ntext = 'a'"
@@ -63,13 +63,16 @@ def test_values_keep_their_types(tmp_path):
     ("cell", "message"),
     [
         ("1 / 0", "ZeroDivisionError: division by zero"),
-        ("from lib.errors import UserError\nraise UserError('ratio=7: too much.')", "ratio=7: too much."),
+        (
+            "from lib.common.errors import UserError\nraise UserError('ratio=7: too much.')",
+            "ratio=7: too much.",
+        ),
         ("import sys; sys.exit(0)", ""),
         ("import os; os._exit(0)", ""),
         ("this is no Python", "SyntaxError"),
     ],
     ids=["error", "user error", "sys.exit(0)", "kernel dies", "syntax"],
-)  # fmt: skip
+)
 def test_notebook_that_does_not_complete_leaves_the_old_output(tmp_path, cell, message):
     file = notebook(tmp_path, cell, "print('after')")
     output = tmp_path / "out.ipynb"
@@ -82,7 +85,9 @@ def test_notebook_that_does_not_complete_leaves_the_old_output(tmp_path, cell, m
 
 
 def test_progress_is_passed_on_and_stays_out_of_the_notebook(tmp_path, capfd):
-    file = notebook(tmp_path, "from lib.progress import report\nfor i in range(3):\n    report(f'step {i}')")
+    file = notebook(
+        tmp_path, "from lib.common.progress import report\nfor i in range(3):\n    report(f'step {i}')"
+    )
     execute(file, tmp_path / "out.ipynb", {}, "arm")
     # Kernels share stderr, and ZeroMQ may write there when one of an earlier test dies: count only our lines.
     lines = [line for line in capfd.readouterr().err.splitlines() if "step" in line]
@@ -106,7 +111,7 @@ def test_two_notebooks_at_once_and_the_command_line(tmp_path):
         command = [
             sys.executable,
             "-m",
-            "lib.execute",
+            "tools.execute",
             file,
             tmp_path / "out" / f"{number}.ipynb",
             parameters,
@@ -126,7 +131,7 @@ def test_command_line_ends_with_one_sentence(tmp_path, arguments):
     notebook(tmp_path)
     paths = [str(tmp_path / name) for name in arguments]
     done = subprocess.run(
-        [sys.executable, "-m", "lib.execute", *paths], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tools.execute", *paths], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1

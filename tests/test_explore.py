@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib import explore
-from lib.explore import Explorer
+import explorer as explore
+from explorer import Explorer
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import stat
 
 import pytest
 
-from lib.errors import UserError
-from lib.files import atomic_path, write_json
+from lib.common.errors import UserError
+from lib.common.files import atomic_path, write_json
 
 
 def test_file_appears_whole_and_alone(tmp_path):

@@ -17,11 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lib.errors import UserError
+from lib.common.errors import UserError
 from lib.streams import TaskData, ingest, load_stream
-from lib.streams.images import UnreadableImage, decode
-from lib.streams.ingest import task_from
-from lib.streams.sources import Example
+from lib.streams.ingest import UnreadableImage, decode, task_from
+from lib.streams.task import Example
 
 RAMP = np.linspace(0, 255, 64).round().astype(np.uint8)[None].repeat(64, 0)  # dark left, light right
 
@@ -279,8 +278,11 @@ def test_a_task_larger_than_the_memory_it_takes():
     """1.2 GB of images are ingested and read in batches."""
     out = subprocess.run(
         [sys.executable, "-c", READ_MUCH],
-        capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent,
+    )
     grown, count, seen = out.stdout.split()
     assert (count, seen) == ("8000", "True") and int(grown) < 150
 
@@ -290,5 +292,7 @@ def test_pocket_stream_goes_through_the_cache(cache):
     data = task.read(64)
     (entry,) = cache.glob("*/entry.json")
     assert json.loads(entry.read_text())["counts"] == {
-        "train": len(data.train), "dev": len(data.dev), "test": len(data.test)
-    }  # fmt: skip
+        "train": len(data.train),
+        "dev": len(data.dev),
+        "test": len(data.test),
+    }

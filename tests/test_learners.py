@@ -16,16 +16,17 @@ from helpers import Counter, few_images
 from sklearn.linear_model import Ridge, RidgeCV
 from test_runs import ONE_TASK, PRUNED, TASKS, assert_same_records, killed_run, start_run
 
-from lib.backbones import Backbone, load_backbone
-from lib.checkpoints import Checkpoints
-from lib.compute import Ledger, forward_macs, training_macs
-from lib.learners import LEARNERS, PRETRAINED, Assignment, Learnt, neighbours_error
-from lib.memory import Memory
-from lib.probe import STRENGTHS, affordable_probe, probe_macs, ridge_head, stratified
-from lib.runs import CHARGED, RunSpec, run_stream
-from lib.search import SPACE, search
+from lib.learning.learners import LEARNERS, PRETRAINED, Assignment, Learnt, neighbours_error
+from lib.learning.ledger import Ledger
+from lib.learning.probe import STRENGTHS, affordable_probe, probe_macs, ridge_head, stratified
+from lib.learning.search import SPACE, search
+from lib.learning.state import Checkpoints, Memory
+from lib.learning.training import Recipe, TaskNetwork, error_of, fine_tune, predict, representation
+from lib.networks.backbone import Backbone, load_backbone
+from lib.networks.macs import forward_macs, training_macs
+from lib.runs.run import CHARGED, run_stream
+from lib.runs.spec import RunSpec
 from lib.streams import Split, TaskData
-from lib.training import Recipe, TaskNetwork, error_of, fine_tune, predict, representation
 
 NEW = {"trials": 1, "precision": "fp32", "seed": 3, "device": "cpu"}
 
@@ -179,7 +180,7 @@ def test_dynamic_takes_the_network_that_fits_the_task(small, clothes, memory, mo
         for weight in spoilt.body.parameters():
             weight.normal_()
     for event in range(12):
-        memory.keep(event, fitting if event == 7 else spoilt)
+        memory.keep(event, (fitting if event == 7 else spoilt).body)
     loads = []
     network_of = Memory.network_of
     monkeypatch.setattr(Memory, "network_of", lambda self, e: loads.append(e) or network_of(self, e))
@@ -193,7 +194,7 @@ def test_dynamic_takes_the_network_that_fits_the_task(small, clothes, memory, mo
     assert 8 * 64 * forward_macs(small, 64) <= compared <= macs / 4
     # Event 7 is forgotten by event 15, and the pretrained network wins.
     for event in range(12, 15):
-        memory.keep(event, spoilt)
+        memory.keep(event, spoilt.body)
     assert (
         LEARNERS["dynamic"].learn(assignment(small, clothes, macs, memory, event=15)).started_from
         == PRETRAINED
@@ -203,7 +204,7 @@ def test_dynamic_takes_the_network_that_fits_the_task(small, clothes, memory, mo
 @pytest.mark.parametrize("images", [2, 10, 40, 100, 400])
 def test_the_comparison_takes_a_quarter_of_the_budget_at_most(small, clothes, memory, images):
     for event in range(7):
-        memory.keep(event, TaskNetwork(small, 10))
+        memory.keep(event, TaskNetwork(small, 10).body)
     macs = images * training_macs(TaskNetwork(small, 10), 64)
     task = assignment(small, clothes, macs, memory, event=7)
     learnt = LEARNERS["dynamic"].learn(task)
@@ -218,7 +219,7 @@ def test_memory_keeps_what_the_next_event_and_a_repeated_one_need(small, folder)
     for event in range(5):
         with torch.no_grad():
             network.body.state_dict()["conv1.weight"].fill_(event)
-        memory.keep(event, network)
+        memory.keep(event, network.body)
     assert list(memory.events_before(5)) == [4, 3] and list(memory.events_before(4)) == [3, 2]
     assert sorted(file.name for file in folder.iterdir()) == [
         f"{event}-0.5.safetensors" for event in (2, 3, 4)
@@ -226,14 +227,14 @@ def test_memory_keeps_what_the_next_event_and_a_repeated_one_need(small, folder)
     assert (memory.network_of(3).body.conv1.weight == 3).all()
     assert list(Memory(folder, 0.5, 2, small).events_before(1)) == [0]
     nothing = Memory(folder / "none", 0.5, 0, small)
-    nothing.keep(0, network)
+    nothing.keep(0, network.body)
     assert not (folder / "none").exists() and list(nothing.events_before(3)) == []
 
 
 def test_previous_goes_on_from_the_last_body(small, clothes, memory):
     first = LEARNERS["previous"].learn(assignment(small, clothes, 10**11, memory))
     assert first.started_from == PRETRAINED
-    memory.keep(0, first.network)
+    memory.keep(0, first.network.body)
     task = assignment(small, clothes, 10**10, memory, event=1, seed=9)
     second = LEARNERS["previous"].learn(task)
     assert second.started_from == 0
@@ -248,10 +249,7 @@ def test_previous_goes_on_from_the_last_body(small, clothes, memory):
 def test_probe_finetune_starts_from_the_probe_s_head(small, clothes, monkeypatch):
     limit = 200 * training_macs(TaskNetwork(small, 10), 64)
     task = assignment(
-        small,
-        clothes,
-        limit,
-        rule=lambda probed=False: replace(rule(probed), learning_rate=1e-12),
+        small, clothes, limit, rule=lambda probed=False: replace(rule(probed), learning_rate=1e-12)
     )
     learnt = LEARNERS["probe_finetune"].learn(task)
     probe = LEARNERS["probe"].learn(assignment(small, clothes, limit // 2))

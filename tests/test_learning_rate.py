@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from lib.backbones import list_backbones
-from lib.errors import UserError
-from lib.learning_rate import ALL_TASKS, HEADS, TABLE, learning_rate
+from lib.common.errors import UserError
+from lib.learning.rates import ALL_TASKS, HEADS, TABLE, learning_rate
+from lib.networks.backbone import list_backbones
 from lib.streams import load_stream
 
 STORED = json.loads(TABLE.read_text())
@@ -62,4 +62,4 @@ def test_unknown_backbone_is_refused():
     assert ", ".join(STORED["new head"]) in str(error.value) and "learning_rate=" in str(error.value)
     with pytest.raises(UserError, match="'alexnet' with a probed head") as error:
         learning_rate("alexnet", 0.5, probed=True)
-    assert "python -m lib.tune alexnet probe_finetune" in str(error.value)
+    assert "python -m tools.tune_rates alexnet probe_finetune" in str(error.value)

@@ -19,13 +19,14 @@ import pytest
 from PIL import Image
 from test_stream_files import fill, stream_file
 
-from lib.errors import UserError
-from lib.runs import RunSpec, run_stream
-from lib.streams import base, list_tasks, load_stream
+from lib.common.errors import UserError
+from lib.runs.run import run_stream
+from lib.runs.spec import RunSpec
+from lib.streams import list_tasks, load_stream, nevis
 from lib.streams.cuts import by_count, by_last_of_class, by_lot
-from lib.streams.prepared import PreparedSource
-from lib.streams.tfrecord import features, masked_crc, records
-from lib.streams.torchvision import LOADERS, TorchvisionSource, how_to_get
+from lib.streams.nevis.prepared import PreparedSource
+from lib.streams.nevis.tfrecord import features, masked_crc, records
+from lib.streams.torchvision_sets import LOADERS, TorchvisionSource, how_to_get
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
 NETWORK = {"backbone": "resnet18half_64", "ratio": 0.5}
@@ -43,18 +44,27 @@ def folders(tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("stream", "events", "before_2020", "names"),
     [
-        ("full", 106, 92, 97), ("short", 29, 25, 28), ("tiny", 7, 6, 6), ("major_domain_only", 70, 56, 64),
-        ("large_dataset_only", 67, 53, 64), ("debug", 2, 2, 2), ("imagenet_only", 1, 1, 1),
-        ("no_imagenet", 105, 91, 97), ("remove_first_30_tasks", 76, 62, 75),
-        ("remove_last_30_tasks", 76, 62, 70), ("random_dataset/40", 40, 26, 39),
+        ("full", 106, 92, 97),
+        ("short", 29, 25, 28),
+        ("tiny", 7, 6, 6),
+        ("major_domain_only", 70, 56, 64),
+        ("large_dataset_only", 67, 53, 64),
+        ("debug", 2, 2, 2),
+        ("imagenet_only", 1, 1, 1),
+        ("no_imagenet", 105, 91, 97),
+        ("remove_first_30_tasks", 76, 62, 75),
+        ("remove_last_30_tasks", 76, 62, 70),
+        ("random_dataset/40", 40, 26, 39),
     ],
-)  # fmt: skip
+)
 def test_streams_have_the_benchmark_s_counts(stream, events, before_2020, names):
     tasks = list_tasks(f"nevis/{stream}")
     years = tasks["year"].tolist()
     assert (len(tasks), sum(year < 2020 for year in years), tasks["name"].nunique()) == (
-        events, before_2020, names,
-    )  # fmt: skip
+        events,
+        before_2020,
+        names,
+    )
     assert years == sorted(years)
     first = list_tasks(f"nevis/{stream}/meta_train")
     assert first.equals(tasks[tasks["year"] < 2020].reset_index(drop=True))
@@ -64,17 +74,27 @@ def test_streams_have_the_benchmark_s_counts(stream, events, before_2020, names)
 def test_names_order_and_years_are_the_benchmark_s():
     tiny = list_tasks("nevis/tiny")
     assert list(zip(tiny["year"], tiny["name"], strict=True)) == [
-        (2004, "MNIST"), (2010, "Caltech 101"), (2014, "Pascal 2012"), (2018, "CIFAR 100"), (2018, "MNIST"),
-        (2018, "ISBI-ISIC 2017 melanoma classification challenge"), (2020, "CUB 200"),
-    ]  # fmt: skip
+        (2004, "MNIST"),
+        (2010, "Caltech 101"),
+        (2014, "Pascal 2012"),
+        (2018, "CIFAR 100"),
+        (2018, "MNIST"),
+        (2018, "ISBI-ISIC 2017 melanoma classification challenge"),
+        (2020, "CUB 200"),
+    ]
     # What the benchmark's own code draws: numpy's shuffle with this seed.
     assert list_tasks("nevis/random_dataset/20/1/meta_train")["name"].tolist() == [
-        "Butterfly dataset", "Caltech cars, motorbikes", "UMD", "KTH-TIPS2-b", "Pascal 2012", "LFWA",
-    ]  # fmt: skip
+        "Butterfly dataset",
+        "Caltech cars, motorbikes",
+        "UMD",
+        "KTH-TIPS2-b",
+        "Pascal 2012",
+        "LFWA",
+    ]
     full = list_tasks("nevis/full")["name"].tolist()
     assert list_tasks("nevis/remove_first_30_tasks")["name"].tolist() == full[30:]
     short = list_tasks("nevis/short")
-    known = json.loads((Path(base.__file__).parents[1] / "data" / "nevis.json").read_text())["datasets"]
+    known = json.loads((Path(nevis.__file__).parent / "nevis.json").read_text())["datasets"]
     assert sum("torchvision" in known[name] for name in short["name"].unique()) == 13
 
 
@@ -131,8 +151,11 @@ def test_parts_are_cut_as_the_benchmark_does():
         [1, 0, 0, 0, 0, 0, -1, 1, 1, 1, 1, 1], dict.fromkeys(("train", "dev", "dev_test", "test"))
     )
     assert {part: found.tolist() for part, found in faces.items()} == {
-        "train": [1, 0, 7], "dev": [2, 8], "dev_test": [3, 9], "test": [4, 5, 10, 11],
-    }  # fmt: skip
+        "train": [1, 0, 7],
+        "dev": [2, 8],
+        "dev_test": [3, 9],
+        "test": [4, 5, 10, 11],
+    }
 
 
 # --- prepared directories -------------------------------------------------------------------------
@@ -198,10 +221,13 @@ def metadata(num_classes: int) -> bytes:
     meta = modules["dm_nevis.datasets_storage.handlers.types"].DatasetMetaData()
     counts = collections.defaultdict(int, {"train": 8})
     meta.__dict__ = {
-        "num_classes": num_classes, "num_channels": 3, "image_shape": (),
+        "num_classes": num_classes,
+        "num_channels": 3,
+        "image_shape": (),
         "additional_metadata": {"num_data_points_per_split": counts, "splits": ["train"], "mean": np.ones(3)},
-        "features": modules["tensorflow_datasets.core.features"].FeaturesDict(), "preprocessing": "",
-    }  # fmt: skip
+        "features": modules["tensorflow_datasets.core.features"].FeaturesDict(),
+        "preprocessing": "",
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name, module in modules.items():
             for end, letter in enumerate(name):
@@ -248,8 +274,9 @@ def test_records_and_features_are_read_as_written(tmp_path):
     assert [file.read_bytes()[place:][: len(data)] for place, data in found] == contents
     assert struct.pack("<I", masked_crc(contents[2])) == masked(contents[2])
     assert features(example(b"pixels", [3, 300], "multi_label")) == {
-        "png_encoded_image": [b"pixels"], "multi_label": [3, 300],
-    }  # fmt: skip
+        "png_encoded_image": [b"pixels"],
+        "multi_label": [3, 300],
+    }
 
 
 @pytest.mark.parametrize("multi", [False, True])
@@ -452,9 +479,7 @@ def test_pascal_is_multi_label_and_cut_as_the_benchmark_does(tmp_path):
 def test_a_set_without_parts_is_cut_whole(tmp_path):
     fill(tmp_path / "eurosat", {"2750": 10}, [f"{label:03d}" for label in range(10)])
     parts = TorchvisionSource("EuroSAT", tmp_path).parts()
-    assert sizes(parts) == {
-        "train": 56, "dev": 12, "dev_test": 12, "test": 20,
-    }  # fmt: skip
+    assert sizes(parts) == {"train": 56, "dev": 12, "dev_test": 12, "test": 20}
 
 
 @pytest.mark.parametrize("name", LOADERS)
@@ -495,9 +520,13 @@ def test_fashion_mnist_runs_through_torchvision_from_debian_s_files_to_records(t
     )
     unpacked_fashion(tmp_path / "datasets" / "torchvision")
     spec = RunSpec(
-        **NETWORK, stream=stream_of(tmp_path, "torchvision:FashionMNIST"), budgets=[0.5, 1],
-        train_images=1500, evaluation_images=500, learning_rate=0.003,
-    )  # fmt: skip
+        **NETWORK,
+        stream=stream_of(tmp_path, "torchvision:FashionMNIST"),
+        budgets=[0.5, 1],
+        train_images=1500,
+        evaluation_images=500,
+        learning_rate=0.003,
+    )
     records = run_stream(spec, tmp_path / "runs")
     # A linear model on raw pixels has an error of 0.16 with all 60,000 images.
     assert records["error_test"].tolist()[1] < 0.35

@@ -11,10 +11,9 @@ from helpers import assert_same_state
 from PIL import Image
 from safetensors.torch import load_file
 
-from lib.backbones import RESNETS_64, build_resnet_64, list_backbones, load_backbone
-from lib.errors import UserError
-from lib.paths import WEIGHTS
-from lib.pretraining import (
+from lib.common.errors import UserError
+from lib.networks.backbone import RESNETS_64, WEIGHTS, build_resnet_64, list_backbones, load_backbone
+from tools.pretrain import (
     PretrainSpec,
     class_group,
     pretrain,
@@ -54,9 +53,13 @@ def archive(tmp_path_factory):
 
 def spec(**fields) -> PretrainSpec:
     return PretrainSpec(
-        network="resnet18half_64", batch_size=8, average_steps=2, threads=1, precision="fp32",
+        network="resnet18half_64",
+        batch_size=8,
+        average_steps=2,
+        threads=1,
+        precision="fp32",
         **{"epochs": 3, "warmup_epochs": 0.5, "learning_rate": 0.01, **fields},
-    )  # fmt: skip
+    )
 
 
 def test_labels_are_the_sorted_wordnet_ids(archive):

@@ -25,30 +25,37 @@ from helpers import (
 from scipy.stats import spearmanr
 from torch import nn
 
-from lib.backbones import Backbone, load_backbone
-from lib.errors import UserError
+from lib.common.errors import UserError
+from lib.common.vision import timm, torchvision
+from lib.networks.backbone import Backbone, load_backbone, normalised
 from lib.pruning import load_pruned, plan_pruning
-from lib.pruning.allocate import SCOPES
-from lib.pruning.calibrate import reader_moments
-from lib.pruning.moments import gaussian_moments
-from lib.pruning.repair import REPAIRS, Damage
-from lib.pruning.scores import CRITERIA, sensitivity
+from lib.pruning.allocation import SCOPES
+from lib.pruning.criteria import CRITERIA, sensitivity
+from lib.pruning.repairs import REPAIRS, Damage
 from lib.pruning.sites import GRANULARITIES, find_sites
+from lib.pruning.statistics import gaussian_moments, reader_moments
 from lib.pruning.surgery import mask_channels, width_of
 from lib.streams import load_stream
-from lib.training import normalised
-from lib.vision import timm, torchvision
 
 RATIO = 0.5
 # One network of every common kind of block; with these, every criterion.
 ONE_OF_A_KIND = ["efficientnet_lite0", "resnet26_64", "resnet18half_64", "timm:regnety_002"]
 WITHOUT_CHANNEL = ("convnext", "vit", "deit")
 BLOCKS = {
-    "BasicBlock", "Bottleneck", "InvertedResidual", "MBConv", "FusedMBConv", "EdgeResidual", "ConvBnAct",
-    "DepthwiseSeparableConv", "ResBottleneckBlock", "CNBlock", "ConvNeXtBlock", "EncoderBlock", "Block",
-}  # fmt: skip
-
-
+    "BasicBlock",
+    "Bottleneck",
+    "InvertedResidual",
+    "MBConv",
+    "FusedMBConv",
+    "EdgeResidual",
+    "ConvBnAct",
+    "DepthwiseSeparableConv",
+    "ResBottleneckBlock",
+    "CNBlock",
+    "ConvNeXtBlock",
+    "EncoderBlock",
+    "Block",
+}
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name not in EVERY_BLOCK]
 
 
@@ -427,8 +434,14 @@ def test_least_squares_is_exact_where_removed_channels_are_combinations_of_kept_
     dense = copy.deepcopy(lite0)
     for block in (module for module in dense.modules() if hasattr(module, "conv_pwl")):
         for layer in (block.conv_pw, block.conv_dw, block.bn1, block.bn2):
-            tensors = [layer.weight, *([layer.bias, layer.running_mean, layer.running_var] if layer in
-                       (block.bn1, block.bn2) else [])]  # fmt: skip
+            tensors = [
+                layer.weight,
+                *(
+                    [layer.bias, layer.running_mean, layer.running_var]
+                    if layer in (block.bn1, block.bn2)
+                    else []
+                ),
+            ]
             for tensor in tensors:
                 tensor[1::2] = tensor[::2]
     inputs, sites = images(torch.float32, 32), find_sites(dense)

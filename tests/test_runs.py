@@ -15,32 +15,40 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
-from lib import runs
-from lib.backbones import list_backbones, load_backbone
-from lib.compute import forward_macs, training_macs
-from lib.errors import UserError
-from lib.learners import LEARNERS
-from lib.paths import ROOT
-from lib.profiles import arms_of, records_file
+from lib.common.errors import UserError
+from lib.common.paths import ROOT
+from lib.learning.learners import LEARNERS
+from lib.learning.training import TaskNetwork, error_of
+from lib.networks.backbone import list_backbones, load_backbone
+from lib.networks.macs import forward_macs, training_macs
 from lib.pruning import plan_pruning
-from lib.pruning.repair import REPAIRS
-from lib.pruning.scores import CRITERIA
-from lib.runs import RunSpec, export_records, run_folder, run_stream, saved_predictions
+from lib.pruning.criteria import CRITERIA
+from lib.pruning.repairs import REPAIRS
+from lib.runs import run as runs
+from lib.runs.profiles import arms_of, records_file
+from lib.runs.run import export_records, run_folder, run_stream, saved_predictions
+from lib.runs.spec import RunSpec
 from lib.streams import load_stream
-from lib.training import TaskNetwork, error_of
 
 TASKS = ["mnist", "fashion_mnist"]
 PRUNED = {
-    "backbone": "efficientnet_lite0", "ratio": 0.5, "criterion": "activation", "repair": "mean",
-    "budgets": [0.25, 0.5], "tasks": TASKS, "train_images": 48, "evaluation_images": 32,
+    "backbone": "efficientnet_lite0",
+    "ratio": 0.5,
+    "criterion": "activation",
+    "repair": "mean",
+    "budgets": [0.25, 0.5],
+    "tasks": TASKS,
+    "train_images": 48,
+    "evaluation_images": 32,
     "learning_rate": 0.002,
-}  # fmt: skip
+}
 DENSE = PRUNED | {"ratio": 0}
 ONE_TASK = PRUNED | {"budgets": [0.25], "tasks": ["mnist"]}
 RUN = """
 import json, resource, signal, sys
 from pathlib import Path
-from lib.runs import RunSpec, run_stream
+from lib.runs.spec import RunSpec
+from lib.runs.run import run_stream
 fields, out, largest_file, more_memory = json.loads(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 if largest_file:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -58,9 +66,13 @@ def start_run(fields: dict, out: Path, largest_file: int = 0, more_memory: int =
     limits = str(largest_file), str(more_memory)
     command = [sys.executable, "-c", RUN, json.dumps(fields), str(out), *limits]
     return subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
 
 
 def killed_run(fields: dict, out: Path) -> list[Path]:
@@ -111,9 +123,22 @@ def test_records_have_a_row_an_event_and_budget_and_all_columns(pruned):
         [event, task, budget] for event, task in enumerate(TASKS) for budget in PRUNED["budgets"]
     ]
     wanted = {
-        "event", "task", "year", "domain", "kind", "budget", "steps", "train_macs", "total_macs",
-        "forward_macs", "params", "error_dev", "error_test", "note", "seconds",
-    }  # fmt: skip
+        "event",
+        "task",
+        "year",
+        "domain",
+        "kind",
+        "budget",
+        "steps",
+        "train_macs",
+        "total_macs",
+        "forward_macs",
+        "params",
+        "error_dev",
+        "error_test",
+        "note",
+        "seconds",
+    }
     spec_fields = set(RunSpec.model_fields) - {"budgets", "tasks"}
     assert wanted | spec_fields <= set(pruned.columns)
     for field in spec_fields & PRUNED.keys():
@@ -247,7 +272,7 @@ def test_full_disk_is_one_sentence_and_keeps_what_was_done(pruned, killed):
     process = start_run(PRUNED, killed, largest_file=2500)
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert errors.strip().splitlines()[-1].startswith("lib.errors.UserError: Cannot write")
+    assert errors.strip().splitlines()[-1].startswith("lib.common.errors.UserError: Cannot write")
     assert len(events) >= 1 and all(file.read_bytes() == content for file, content in events.items())
     assert_same_records(run_stream(RunSpec(**PRUNED), killed), pruned)
 
@@ -268,7 +293,11 @@ def test_too_little_memory_is_one_sentence_and_keeps_what_was_done(pruned, kille
     process = start_run(PRUNED, killed, more_memory=megabytes * 2**20)
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert errors.strip().splitlines()[-1].startswith("lib.errors.UserError: Out of memory: expected room")
+    assert (
+        errors.strip()
+        .splitlines()[-1]
+        .startswith("lib.common.errors.UserError: Out of memory: expected room")
+    )
     assert len(events) >= 1 and all(file.read_bytes() == content for file, content in events.items())
     assert_same_records(run_stream(RunSpec(**PRUNED), killed), pruned)
 
@@ -291,9 +320,18 @@ def test_changed_training_code_computes_anew(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"ratio": 0.4}, {"train_images": 47}, {"tasks": ["letters"]}, {"learning_rate": 0.01},
-     {"precision": "bf16"}, {"threads": 2}, {"budgets": [0.3]}, {"repair": "none"}],
-)  # fmt: skip
+    [
+        {"seed": 1},
+        {"ratio": 0.4},
+        {"train_images": 47},
+        {"tasks": ["letters"]},
+        {"learning_rate": 0.01},
+        {"precision": "bf16"},
+        {"threads": 2},
+        {"budgets": [0.3]},
+        {"repair": "none"},
+    ],
+)
 def test_whatever_changes_numbers_changes_the_folder(tmp_path, change):
     assert run_folder(RunSpec(**ONE_TASK | change), tmp_path) != run_folder(RunSpec(**ONE_TASK), tmp_path)
 
@@ -405,7 +443,7 @@ BAD = [
     ({"round_to": 0}, "round_to=0", "greater than or equal to 1"),
     ({"seed": -1}, "seed=-1", "greater than or equal to 0"),
     ({"ratio": 1e-4}, "0.0001", "larger ratio"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("change", "value", "expected"), BAD, ids=[str(change) for change, *_ in BAD])

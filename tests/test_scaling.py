@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.scaling import (
+from lib.evidence.scaling import (
     asymptotes,
     best_ratio,
     by_granularity,
@@ -22,13 +22,30 @@ def records_of(curves: dict[float, tuple], budgets: tuple = BUDGETS, noise: floa
     """Four tasks and two seeds of power laws, one a ratio; each task is harder than the last by a tenth."""
     rng = np.random.default_rng(0)
     rows = [
-        {"arm": f"ratio {ratio}", "unit": "net@64", "backbone": "net", "image_size": 64, "ratio": ratio,
-         "criterion": "activation", "repair": "mean", "scope": "uniform", "granularity": "filter",
-         "learner": "independent", "trials": 1, "budget": budget, "event": event, "seed": seed,
-         "task": f"task{event}", "limit_macs": round(1000 * budget),
-         "error_test": power_law(budget, *curve) + event / 10 - 0.15 + noise * rng.normal()}
-        for ratio, curve in curves.items() for budget in budgets for event in range(4) for seed in range(2)
-    ]  # fmt: skip
+        {
+            "arm": f"ratio {ratio}",
+            "unit": "net@64",
+            "backbone": "net",
+            "image_size": 64,
+            "ratio": ratio,
+            "criterion": "activation",
+            "repair": "mean",
+            "scope": "uniform",
+            "granularity": "filter",
+            "learner": "independent",
+            "trials": 1,
+            "budget": budget,
+            "event": event,
+            "seed": seed,
+            "task": f"task{event}",
+            "limit_macs": round(1000 * budget),
+            "error_test": power_law(budget, *curve) + event / 10 - 0.15 + noise * rng.normal(),
+        }
+        for ratio, curve in curves.items()
+        for budget in budgets
+        for event in range(4)
+        for seed in range(2)
+    ]
     return pd.DataFrame(rows)
 
 
@@ -83,8 +100,15 @@ def test_an_asymptote_is_found_where_the_budgets_tell_it_and_said_to_be_unknown_
 
 def test_the_grid_is_what_differs_in_the_ratio_alone():
     records = records_of({0.0: (0.2, 0.3, 0.6), 0.5: (0.2, 0.3, 0.6), 0.25: (0.2, 0.3, 0.6)})
-    others = {"criterion": "l1", "repair": "none", "scope": "global", "granularity": "channel",
-              "learner": "probe", "trials": 8, "backbone": "small"}  # fmt: skip
+    others = {
+        "criterion": "l1",
+        "repair": "none",
+        "scope": "global",
+        "granularity": "channel",
+        "learner": "probe",
+        "trials": 8,
+        "backbone": "small",
+    }
     for column, value in others.items():
         changed = records.assign(**{column: value})
         assert main_grid(changed).empty or (column in ("criterion", "repair", "scope", "granularity"))

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lib import paths, profiles, stamps
-from lib.profiles import arms_of, write_stamps
-from lib.stamps import hash_of, training_hash
+from lib.common import paths
+from lib.runs import profiles, stamps
+from lib.runs.profiles import arms_of, write_stamps
+from lib.runs.stamps import hash_of, training_hash
 
 PROFILE = "smoke"
 
@@ -18,7 +19,7 @@ PROFILE = "smoke"
 @pytest.fixture
 def copy(tmp_path, monkeypatch) -> Path:
     """A copy of the repository's code, which the stamps then look at."""
-    for name in ("lib", "notebooks"):
+    for name in ("lib", "tools", "notebooks"):
         ignored = shutil.ignore_patterns("__pycache__", "*.parquet", "*.png", "*.safetensors")
         shutil.copytree(paths.ROOT / name, tmp_path / name, ignore=ignored)
     shutil.copy(paths.ROOT / "requirements.txt", tmp_path)
@@ -91,27 +92,31 @@ def test_stamps_keep_their_time_when_nothing_changed(copy):
     assert len(files) > 5 and all(file.stat().st_mtime == 1000 for file in files)
 
 
-@pytest.mark.parametrize("file", ["lib/plots/style.py", "lib/training.py", "lib/backbones.py"])
+@pytest.mark.parametrize(
+    "file", ["lib/evidence/figures/style.py", "lib/learning/training.py", "lib/networks/backbone.py"]
+)
 def test_comments_change_no_stamp(copy, file):
     assert changed(copy, file, add_a_comment) == set()
 
 
-@pytest.mark.parametrize("file", ["lib/plots/style.py", "lib/analysis.py"])
+@pytest.mark.parametrize("file", ["lib/evidence/figures/style.py", "lib/evidence/records.py"])
 def test_drawing_code_changes_the_drawing_alone(copy, file):
     assert changed(copy, file, change_a_number) == {"drawing"}
 
 
-@pytest.mark.parametrize("file", ["lib/training.py", "lib/runs.py", "lib/learners.py"])
+@pytest.mark.parametrize("file", ["lib/learning/training.py", "lib/runs/run.py", "lib/learning/learners.py"])
 def test_training_code_changes_every_arm_and_no_drawing(copy, file):
     assert changed(copy, file, lambda code: code + "\nEXTRA = 1\n") == training_stamps()
 
 
-@pytest.mark.parametrize("file", ["lib/compute.py", "lib/pruning/scores.py", "lib/backbones.py"])
+@pytest.mark.parametrize(
+    "file", ["lib/networks/macs.py", "lib/pruning/criteria.py", "lib/networks/backbone.py"]
+)
 def test_code_that_notebooks_look_at_networks_with_changes_the_drawing_too(copy, file):
     assert changed(copy, file, lambda code: code + "\nEXTRA = 1\n") == training_stamps() | {"drawing"}
 
 
-@pytest.mark.parametrize("file", ["lib/streams/build_pocket.py", "lib/execute.py", "lib/estimate.py"])
+@pytest.mark.parametrize("file", ["tools/pocket/build.py", "tools/execute.py", "tools/estimate.py"])
 def test_other_code_changes_nothing(copy, file):
     assert changed(copy, file, lambda code: code + "\nEXTRA = 1\n") == set()
 
@@ -134,12 +139,12 @@ def test_cards_of_the_stream_change_every_arm(copy):
     def other_image(text: str) -> str:
         return re.sub(r'"sha256": "\w', '"sha256": "-', text, count=1)
 
-    assert changed(copy, "lib/data/pocket/cards.json", other_image) == training_stamps()
+    assert changed(copy, "lib/streams/pocket/cards.json", other_image) == training_stamps()
 
 
 def test_weights_count_for_their_own_backbone_only(copy):
     before = training_hash("resnet26_64"), training_hash("efficientnet_lite0")
-    weights = copy / "lib" / "weights" / "resnet26_64.safetensors"
+    weights = copy / "lib" / "networks" / "weights" / "resnet26_64.safetensors"
     weights.parent.mkdir(exist_ok=True)
     weights.write_bytes(b"other weights")
     assert training_hash("resnet26_64") != before[0]

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from lib.errors import UserError
-from lib.paths import DATA
-from lib.runs import RunSpec, run_stream
+from lib.common.errors import UserError
+from lib.runs.run import run_stream
+from lib.runs.spec import RunSpec
 from lib.streams import list_tasks, load_stream
 from lib.streams.folder import FolderSource
+from lib.streams.pocket import POCKET
 
 CLASSES = ["яблоко", "two words"]
 
@@ -107,10 +108,14 @@ def test_a_folder_runs_from_its_stream_file_to_records(tmp_path):
 
 def test_missing_tasks_are_listed_or_left_out(tmp_path):
     fill(tmp_path / "my fruit", {"train": 10})
-    file = stream_file(tmp_path, ONE + """
+    file = stream_file(
+        tmp_path,
+        ONE
+        + """
   - {name: birds, source: "folder:birds", year: 2011}
   - {name: cars, source: "folder:cars", year: 2012, domain: vehicles}
-""")  # fmt: skip
+""",
+    )
     table = list_tasks(file).set_index("name")
     assert table["available"].to_dict() == {"fruit": True, "birds": False, "cars": False}
     assert str(tmp_path / "birds") in table.loc["birds", "how"] and table.loc["cars", "domain"] == "vehicles"
@@ -167,7 +172,7 @@ def test_a_class_that_training_lacks_is_refused(tmp_path):
 def test_pocket_reads_the_same_bytes_as_plain_pillow(tmp_path):
     """The cache changes no pixel: the file's images, decoded and resized here."""
     task = next(task for task in load_stream("pocket").tasks if task.name == "emoji")
-    rows = pd.read_parquet(DATA / "pocket" / "emoji.parquet").query("split == 'dev'")
+    rows = pd.read_parquet(POCKET / "emoji.parquet").query("split == 'dev'")
     for size in (64, 48):
         pictures = (Image.open(io.BytesIO(image)).convert("RGB") for image in rows["image"])
         expected = np.stack([p if p.size == (size, size) else p.resize((size, size), 3) for p in pictures])

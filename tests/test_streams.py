@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from lib.errors import UserError
-from lib.paths import DATA
+from lib.common.errors import UserError
 from lib.streams import Stream, TaskData, list_tasks, load_stream, pocket
+from lib.streams.pocket import POCKET
 
 COLUMNS = ["name", "year", "domain", "kind", "num_classes", "available", "how"]
-CARDS = {card["name"]: card for card in json.loads((DATA / "pocket" / "cards.json").read_text())}
+CARDS = {card["name"]: card for card in json.loads((POCKET / "cards.json").read_text())}
 POCKET = list(CARDS)
 TASKS = [
     (stream, task.name)
@@ -119,7 +119,7 @@ def test_card_tells_the_truth(name):
     card, data = CARDS[name], read("pocket", name)
     assert card["counts"] == {label: len(part) for label, part in parts(data)}
     assert len(card["classes"]) == card["num_classes"] == len(set(card["classes"]))
-    assert card["sha256"] == hashlib.sha256((DATA / "pocket" / f"{name}.parquet").read_bytes()).hexdigest()
+    assert card["sha256"] == hashlib.sha256((POCKET / f"{name}.parquet").read_bytes()).hexdigest()
     if card["kind"] == "classification":
         test = data.test.labels.numpy()
         assert card["majority"] == pytest.approx(np.bincount(test).max() / len(test), abs=0.005)
@@ -135,12 +135,12 @@ def test_card_gives_licence_origin_and_baselines(name):
 
 
 def test_repository_stays_small():
-    sizes = [file.stat().st_size for file in (DATA / "pocket").rglob("*") if file.is_file()]
+    sizes = [file.stat().st_size for file in (POCKET).rglob("*") if file.is_file()]
     assert sum(sizes) <= 30 * 2**20
 
 
 def test_every_file_belongs_to_a_card():
-    assert {file.stem for file in (DATA / "pocket").glob("[!.]*.parquet")} == set(CARDS)
+    assert {file.stem for file in (POCKET).glob("[!.]*.parquet")} == set(CARDS)
 
 
 def test_images_are_resized_on_request():
@@ -171,7 +171,7 @@ def copy(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("INGEST_CACHE", str(tmp_path / "cache"))
     card = CARDS["mnist"]
     (tmp_path / "cards.json").write_text(json.dumps([card]))
-    shutil.copy(DATA / "pocket" / "mnist.parquet", tmp_path)
+    shutil.copy(POCKET / "mnist.parquet", tmp_path)
     monkeypatch.setattr(pocket, "POCKET", tmp_path)
     return tmp_path / "mnist.parquet"
 
@@ -185,11 +185,13 @@ def _flip(file: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        _flip, Path.unlink, lambda file: file.write_bytes(b""),
+        _flip,
+        Path.unlink,
+        lambda file: file.write_bytes(b""),
         lambda file: file.write_bytes(file.read_bytes()[:999]),
     ],
     ids=["a bit flipped", "missing", "empty", "cut off"],
-)  # fmt: skip
+)
 def test_damaged_file_is_refused_with_its_name(copy, damage):
     (task,) = load_stream("pocket").tasks
     assert len(task.read(64).train) == CARDS["mnist"]["counts"]["train"]

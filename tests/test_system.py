@@ -18,9 +18,9 @@ from helpers import few_images
 from pandas.testing import assert_frame_equal
 from PIL import Image
 
-from lib.learners import LEARNERS
-from lib.paths import ROOT
-from lib.profiles import arms_of
+from lib.common.paths import ROOT
+from lib.learning.learners import LEARNERS
+from lib.runs.profiles import arms_of
 
 pytestmark = pytest.mark.slow
 
@@ -41,10 +41,14 @@ class Project:
 
     def __init__(self, root: Path):
         self.root = root
+        self.root = root
         listed = subprocess.run(
             ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-            cwd=ROOT, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         for name in filter(None, listed.stdout.split("\0")):
             if (ROOT / name).is_file():
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -63,9 +67,14 @@ class Project:
 
     def start(self, *command: str) -> subprocess.Popen:
         return subprocess.Popen(
-            command, cwd=self.root, env=self.environment, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            command,
+            cwd=self.root,
+            env=self.environment,
+            text=True,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     def run(self, *command: str) -> tuple[int, str]:
         process = self.start(*command)
@@ -152,7 +161,7 @@ def test_edited_plots_are_redrawn_without_training(project):
 
 def test_edited_comment_does_nothing(project):
     before = {**project.times("build"), **project.times("figures")}
-    project.edit("lib/training.py", "# A remark.")
+    project.edit("lib/learning/training.py", "# A remark.")
     project.make()
     assert {**project.times("build"), **project.times("figures")} == before
 
@@ -160,7 +169,7 @@ def test_edited_comment_does_nothing(project):
 def test_edited_training_is_retrained_and_a_kill_changes_nothing(project):
     """The edit changes the code and no number; the whole process group is killed after some events."""
     records, arms = project.records(), project.times("build/smoke/arms")
-    project.edit("lib/training.py", "EXTRA = 1")
+    project.edit("lib/learning/training.py", "EXTRA = 1")
     process = project.start("make", "-j2", "figures", "PROFILE=smoke")
     runs, deadline = project.root / "build/runs", time.monotonic() + 300
     while len(list(runs.glob("*/events/[!.]*.json"))) < 4:
@@ -172,8 +181,11 @@ def test_edited_training_is_retrained_and_a_kill_changes_nothing(project):
     project.make()
     assert_frame_equal(project.records(), records, check_exact=True)
     retrained = project.times("build/smoke/arms")
-    assert all(retrained[f"build/smoke/arms/{arm}.{kind}"] > arms[f"build/smoke/arms/{arm}.{kind}"]
-               for arm in ARMS for kind in ("ipynb", "parquet"))  # fmt: skip
+    assert all(
+        retrained[f"build/smoke/arms/{arm}.{kind}"] > arms[f"build/smoke/arms/{arm}.{kind}"]
+        for arm in ARMS
+        for kind in ("ipynb", "parquet")
+    )
 
 
 def test_failing_arm_fails_make_with_one_sentence(project):

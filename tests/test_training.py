@@ -9,10 +9,19 @@ import torch
 from helpers import assert_same_state, random_backbone, state_of
 from torch import nn
 
-from lib.backbones import Backbone
-from lib.compute import Ledger, training_macs
+from lib.learning.ledger import Ledger
+from lib.learning.training import (
+    Recipe,
+    TaskNetwork,
+    error_of,
+    fine_tune,
+    plan_batches,
+    predict,
+    random_crops,
+)
+from lib.networks.backbone import Backbone
+from lib.networks.macs import training_macs
 from lib.streams import Split
-from lib.training import Recipe, TaskNetwork, error_of, fine_tune, plan_batches, predict, random_crops
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +29,15 @@ def small_backbone() -> Backbone:
     """A small convolutional backbone. Smooth activations: a kink would amplify rounding."""
     torch.manual_seed(0)
     body = nn.Sequential(
-        nn.Conv2d(3, 8, 5, stride=4, bias=False), nn.BatchNorm2d(8), nn.SiLU(),
-        nn.Conv2d(8, 16, 3, stride=2, bias=False), nn.BatchNorm2d(16), nn.SiLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-    )  # fmt: skip
+        nn.Conv2d(3, 8, 5, stride=4, bias=False),
+        nn.BatchNorm2d(8),
+        nn.SiLU(),
+        nn.Conv2d(8, 16, 3, stride=2, bias=False),
+        nn.BatchNorm2d(16),
+        nn.SiLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
     return Backbone("small", body, nn.Linear(16, 2), 64, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)).eval()
 
 

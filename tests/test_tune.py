@@ -1,4 +1,4 @@
-"""What `make tune` and `python -m lib.tune` write into the committed tables."""
+"""What `make tune` and `python -m tools.tune_rates` write into the committed tables."""
 
 import itertools
 import json
@@ -7,22 +7,28 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import tune_precision
-from lib.errors import UserError
-from lib.spec import RunSpec
-from lib.tune import RATES, fit
-from lib.tune_precision import PRECISIONS, fastest, main
+from lib.common.errors import UserError
+from lib.runs.spec import RunSpec
+from tools import tune_precision
+from tools.tune_precision import PRECISIONS, fastest, main
+from tools.tune_rates import RATES, fit
 
 
 def errors_with_best_rates(best: dict[float, float]) -> pd.DataFrame:
     """Records whose error is lowest at a known rate for each ratio, whatever the task and budget."""
     rows = [
-        {"task": task, "event": event, "ratio": ratio, "budget": budget, "learning_rate": rate,
-         "error_dev": 0.3 + 0.1 * abs(np.log10(rate / best[ratio])) + 0.01 * event}
+        {
+            "task": task,
+            "event": event,
+            "ratio": ratio,
+            "budget": budget,
+            "learning_rate": rate,
+            "error_dev": 0.3 + 0.1 * abs(np.log10(rate / best[ratio])) + 0.01 * event,
+        }
         for (event, task), ratio, budget, rate in itertools.product(
             enumerate(["a", "b"]), best, [0.5, 2.0], RATES["independent"]
         )
-    ]  # fmt: skip
+    ]
     return pd.DataFrame(rows)
 
 

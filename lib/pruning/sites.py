@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from lib.errors import UserError
-from lib.vision import timm, torchvision
+from lib.common.errors import UserError
+from lib.common.vision import timm, torchvision
 
 GRANULARITIES = ("filter", "channel")
 
@@ -138,13 +138,30 @@ _SQUEEZE_EXCITES = {
     timm.layers.SEModule: ("fc1", "fc2"),
 }
 _ACTIVATIONS = (
-    nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU, nn.LeakyReLU, nn.ELU, nn.Mish, nn.Tanh,
-    timm.layers.Swish, timm.layers.HardSwish, timm.layers.GELU, timm.layers.GELUTanh,
-)  # fmt: skip
+    nn.ReLU,
+    nn.ReLU6,
+    nn.SiLU,
+    nn.Hardswish,
+    nn.GELU,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.Mish,
+    nn.Tanh,
+    timm.layers.Swish,
+    timm.layers.HardSwish,
+    timm.layers.GELU,
+    timm.layers.GELUTanh,
+)
 _TRANSPARENT = (
-    nn.Identity, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
-    torchvision.ops.StochasticDepth, timm.layers.DropPath, timm.layers.AvgPool2dSame,
-)  # fmt: skip
+    nn.Identity,
+    nn.Dropout,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    torchvision.ops.StochasticDepth,
+    timm.layers.DropPath,
+    timm.layers.AvgPool2dSame,
+)
 _CONTAINERS = (nn.Sequential, timm.layers.ConvNormAct, timm.layers.Mlp, timm.models.vgg.ConvMlp)
 
 

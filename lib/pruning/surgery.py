@@ -21,9 +21,11 @@ def copy_of_structure(network: nn.Module) -> nn.Module:
         if id(module) not in copies:
             twin = copies[id(module)] = module.__new__(type(module))
             twin.__dict__.update(
-                {key: value.copy() if isinstance(value, dict) else value
-                 for key, value in module.__dict__.items()}
-            )  # fmt: skip
+                {
+                    key: value.copy() if isinstance(value, dict) else value
+                    for key, value in module.__dict__.items()
+                }
+            )
             twin._modules = {name: copied(child) for name, child in module._modules.items()}
         return copies[id(module)]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lib.errors import UserError
+from lib.common.errors import UserError
 from lib.streams.cuts import SHARES
-from lib.streams.sources import Example
+from lib.streams.task import Example
 
 # What is cut from train for the parts that do not come with it.
 CUTS = {

@@ -1,8 +1,4 @@
-"""Decode and scale a task's images once, into memory-mapped files that training reads.
-
-An entry of the cache is a folder: `<part>-images.npy` (uint8 (N, H, W, 3)) and `<part>-labels.npy` of each
-part, and `entry.json` with the checksum of each file and the images that were left out.
-"""
+"""Decode any image to RGB of one size."""
 
 import fcntl
 import hashlib
@@ -10,22 +6,61 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 
-from lib.errors import UserError
-from lib.files import write_json
-from lib.paths import BUILD
-from lib.progress import report
-from lib.stamps import hash_of
-from lib.streams import images
-from lib.streams.base import Split, Task, TaskData
-from lib.streams.images import UnreadableImage, decode
-from lib.streams.sources import PARTS, Example, Source
+from lib.common.errors import UserError
+from lib.common.files import write_json
+from lib.common.paths import BUILD
+from lib.common.progress import report
+from lib.runs.stamps import hash_of
+from lib.streams.task import PARTS, Example, Source, Split, Task, TaskData
+
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError)
+
+
+class UnreadableImage(ValueError):
+    """An image that cannot be decoded, with the reason."""
+
+
+def decode(open_image: Callable[[], Image.Image], image_size: int) -> np.ndarray:
+    """The image that `open_image` opens, as uint8 RGB (image_size, image_size, 3), squashed to a square.
+
+    The first frame of several, turned as its EXIF says, over white where it is transparent, 16 bits scaled
+    down to 8. Raises UnreadableImage, also for one of more pixels than Pillow takes for harmless.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = open_image()
+        if image.format == "JPEG":
+            # A large one is decoded at half its size or less.
+            image.draft(None, (2 * image_size, 2 * image_size))
+        image = _rgb(ImageOps.exif_transpose(image))
+        if image.size != (image_size, image_size):
+            image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
+        return np.asarray(image)
+    except _UNREADABLE as error:
+        raise UnreadableImage(str(error)) from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, np.float64)
+        if image.mode.startswith("I"):
+            values = values / 257
+        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
 
 # So many images that cannot be read are left out of a task; more is an error.
 MOST_UNREADABLE, MOST_UNREADABLE_SHARE = 10, 0.01
@@ -43,7 +78,7 @@ def cache_folder() -> Path:
 
 
 def _read(source: Source, name: str, image_size: int) -> TaskData:
-    folder = cache_folder() / f"{source.content()[:24]}-{image_size}-{hash_of([Path(images.__file__)])[:8]}"
+    folder = cache_folder() / f"{source.content()[:24]}-{image_size}-{hash_of([Path(__file__)])[:8]}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = folder.with_suffix(".lock").open("w")

@@ -2,7 +2,7 @@
 
 Throughput: fine_tune from stored uint8 images, its cropping and normalising included, against the bare step
 on resident random tensors, and against torchvision's transforms on PIL images through a DataLoader with two
-workers in fp32, in a process that lib/cpu.py has not touched; all on the same threads, as ratios of images a
+workers in fp32, in a process that lib/learning/engine.py has not touched; all on the same threads, as ratios of images per
 second, the median of rounds that alternate.
 Growth: time and peak memory of a run over the pocket stream when tasks, images, ratios or budgets double.
 Sharing: what all budgets of a run take, and those of learners that share nothing, against the largest alone.
@@ -23,25 +23,33 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lib.backbones import Backbone, load_backbone
-from lib.compute import Ledger, training_macs
-from lib.cpu import set_up_cpu
-from lib.spec import RunSpec
+from lib.common.vision import torchvision
+from lib.learning.engine import set_up_cpu
+from lib.learning.ledger import Ledger
+from lib.learning.training import Recipe, TaskNetwork, error_of, fine_tune, predict
+from lib.networks.backbone import Backbone, load_backbone
+from lib.networks.macs import training_macs
+from lib.runs.spec import RunSpec
 from lib.streams import Split, load_stream
-from lib.training import Recipe, TaskNetwork, error_of, fine_tune, predict
-from lib.vision import torchvision
 
 BACKBONES = ["resnet26_64", "efficientnet_lite0"]
 RATE = {"resnet26_64": 1e-3, "efficientnet_lite0": 3e-3}
 ROUNDS = 3
 BASE = {  # what growth and sharing start from
-    "backbone": "resnet18half_64", "ratio": 0.5, "criterion": "activation", "repair": "mean",
-    "budgets": [1.0], "tasks": ["mnist", "letters", "scripts"], "train_images": 300, "evaluation_images": 100,
-}  # fmt: skip
+    "backbone": "resnet18half_64",
+    "ratio": 0.5,
+    "criterion": "activation",
+    "repair": "mean",
+    "budgets": [1.0],
+    "tasks": ["mnist", "letters", "scripts"],
+    "train_images": 300,
+    "evaluation_images": 100,
+}
 RUN = """
 import json, sys, time
 from pathlib import Path
-from lib.runs import RunSpec, run_stream
+from lib.runs.spec import RunSpec
+from lib.runs.run import run_stream
 specs, out = json.loads(sys.argv[1]), sys.argv[2]
 began = time.monotonic()
 for fields in specs:
@@ -59,10 +67,13 @@ class Pictures(Dataset):
         transforms = torchvision.transforms
         self.pictures = [Image.fromarray(image.numpy()) for image in split.images]
         self.labels = split.labels
-        self.transform = transforms.Compose([
-            transforms.RandomCrop(64, padding=4, padding_mode="edge"), transforms.ToTensor(),
-            transforms.Normalize(network.mean, network.std),
-        ])  # fmt: skip
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(64, padding=4, padding_mode="edge"),
+                transforms.ToTensor(),
+                transforms.Normalize(network.mean, network.std),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -74,9 +85,13 @@ class Pictures(Dataset):
 def plain_loop(network: TaskNetwork, train: Split, backbone: Backbone, recipe: Recipe, steps: int) -> None:
     """fp32, the default memory layout, a DataLoader with two workers; the same schedule and steps."""
     loader = DataLoader(
-        Pictures(train, backbone), recipe.batch_size, shuffle=True, num_workers=2, drop_last=True,
+        Pictures(train, backbone),
+        recipe.batch_size,
+        shuffle=True,
+        num_workers=2,
+        drop_last=True,
         persistent_workers=True,
-    )  # fmt: skip
+    )
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     optimizer = torch.optim.AdamW(
         network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -154,13 +169,15 @@ def throughput(name: str, batch_size: int, images: int, threads: int) -> dict:
             rounds.append(rates)
     table = pd.DataFrame(rounds)
     return {
-        "backbone": name, "batch": batch_size,
+        "backbone": name,
+        "batch": batch_size,
         "precision": RunSpec(backbone=name, ratio=0, budgets=[1]).precision,
         **table.median().round().astype(int).add_suffix(" images/s").to_dict(),
         "ours/bare": round((table["ours"] / table["bare"]).median(), 2),
         "ours/plain": round((table["ours"] / table["plain"]).median(), 2),
-        "error ours": round(errors["ours"], 3), "error plain": round(errors["plain"], 3),
-    }  # fmt: skip
+        "error ours": round(errors["ours"], 3),
+        "error plain": round(errors["plain"], 3),
+    }
 
 
 def measured_run(specs: list[dict]) -> tuple[float, float]:

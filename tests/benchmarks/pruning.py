@@ -16,12 +16,13 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from lib.backbones import Backbone, load_backbone
-from lib.compute import forward_macs, measure_latency
-from lib.pretraining import read_tiny_imagenet
+from lib.common.vision import timm  # before torch_pruning, which imports torchvision
+from lib.networks.backbone import Backbone, load_backbone
+from lib.networks.macs import forward_macs
+from lib.networks.measure import measure_latency
 from lib.pruning import plan_pruning
-from lib.pruning.calibrate import synthetic_images
-from lib.vision import timm  # before torch_pruning, which imports torchvision
+from lib.pruning.statistics import synthetic_images
+from tools.pretrain import read_tiny_imagenet
 
 import torch_pruning  # isort: skip
 
@@ -35,16 +36,20 @@ RECIPES = {
     "data-free: activation, global + mean": ("activation", "global", "mean", False),
     "data-free: activation, global + fold": ("activation", "global", "fold", False),
     "data-free: activation, global + least squares synthetic": (
-        "activation", "global", "least_squares_synthetic", False,
+        "activation",
+        "global",
+        "least_squares_synthetic",
+        False,
     ),
     "data-free: elimination on synthetic images, global + mean": (
-        "activation_images", "global", "mean", True,
+        "activation_images",
+        "global",
+        "mean",
+        True,
     ),
-    "64 images: elimination, global + least squares": (
-        "activation_images", "global", "least_squares", False,
-    ),
+    "64 images: elimination, global + least squares": ("activation_images", "global", "least_squares", False),
     "64 images: elimination, global + mean": ("activation_images", "global", "mean", False),
-}  # fmt: skip
+}
 
 
 def scaled(images: np.ndarray) -> torch.Tensor:
@@ -72,9 +77,12 @@ def torch_pruning_at(network: Backbone, kept: dict[str, list[int]]) -> Backbone:
         for carrier in (name, name.replace("conv_pw", "conv_dw")):
             shares[small.get_submodule(carrier)] = share
     torch_pruning.pruner.BasePruner(
-        small, torch.randn(1, 3, SIDE, SIDE), importance=torch_pruning.importance.MagnitudeImportance(p=2),
-        pruning_ratio=0.0, pruning_ratio_dict=shares,
-    ).step()  # fmt: skip
+        small,
+        torch.randn(1, 3, SIDE, SIDE),
+        importance=torch_pruning.importance.MagnitudeImportance(p=2),
+        pruning_ratio=0.0,
+        pruning_ratio_dict=shares,
+    ).step()
     for name, indices in kept.items():
         assert small.get_submodule(name).out_channels == len(indices), name
     return small
@@ -124,14 +132,18 @@ def pruning_seconds(rounds: int = 5) -> dict[str, float]:
         seconds["ours"].append(time.perf_counter() - began)
         theirs = copy.deepcopy(network)
         ignored = [
-            conv for name, conv in theirs.named_modules()
+            conv
+            for name, conv in theirs.named_modules()
             if name.endswith(("conv3", "downsample.0", "body.conv1"))
-        ]  # fmt: skip
+        ]
         began = time.perf_counter()
         torch_pruning.pruner.BasePruner(
-            theirs, example, importance=torch_pruning.importance.MagnitudeImportance(p=1),
-            pruning_ratio=0.5, ignored_layers=ignored,
-        ).step()  # fmt: skip
+            theirs,
+            example,
+            importance=torch_pruning.importance.MagnitudeImportance(p=1),
+            pruning_ratio=0.5,
+            ignored_layers=ignored,
+        ).step()
         seconds["Torch-Pruning"].append(time.perf_counter() - began)
     return {name: statistics.median(times) for name, times in seconds.items()}
 

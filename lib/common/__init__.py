@@ -1,0 +1,1 @@
+"""What every room needs: errors, files, paths, progress, provenance, torchvision and timm."""

@@ -1,0 +1,1 @@
+"""From records to statements: tables with intervals, scaling, the adviser, figures."""

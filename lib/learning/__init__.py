@@ -1,0 +1,1 @@
+"""Learn one task within a budget: training, learners, probes, search, the ledger."""

@@ -1,0 +1,267 @@
+"""Fine-tune one network on one task within a budget, and measure its error."""
+
+import copy
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+
+from lib.learning.ledger import Ledger
+from lib.learning.state import Checkpoints
+from lib.networks.backbone import Backbone, normalised
+from lib.networks.macs import training_macs
+from lib.streams.task import Split
+
+CROP_MARGIN = 4  # pixels at 64 px that random crops shift by, scaled with the image
+WARMUP_STEPS = 2
+STABLE = 0.5  # share of the images before the learning rate falls
+LOOKS = 64  # steps between two looks at whether the loss is still finite
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is fine-tuned: AdamW on all layers and the head.
+
+    The learning rate rises in two steps, stays over half of the images, then falls linearly to zero (warm-up,
+    stable, decay: Hägele et al., 2024; the fall: Li et al., Budgeted training, 2020). Until it falls, nothing
+    depends on the budget: all budgets of a task share that part. AdamW because its steps do not depend on the
+    scale of the gradients, which pruning changes: one rule for the learning rate then serves all networks.
+    """
+
+    learning_rate: float
+    batch_size: int = 16  # small: at these budgets the number of steps is what is scarce
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.1
+    frozen_norms: bool = False  # whether batch norms keep the statistics that a head was solved with
+
+
+class Diverged(FloatingPointError):
+    """The loss became infinite or not a number within `steps` steps."""
+
+    def __init__(self, learning_rate: float, steps: int):
+        super().__init__(f"The loss diverged at learning rate {learning_rate:g}.")
+        self.steps = steps
+
+
+class TaskNetwork(nn.Module):
+    """A copy of a backbone under a new linear head: normalised images (B, 3, H, W) -> logits (B, C).
+
+    The head starts at zero: the first step then moves it alone, along the pretrained representation.
+    """
+
+    def __init__(self, backbone: Backbone, num_outputs: int):
+        super().__init__()
+        self.mean, self.std = backbone.mean, backbone.std
+        self.body = copy.deepcopy(backbone.body)
+        self.head = nn.Linear(backbone.feature_dim, num_outputs)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.body(images))
+
+
+def plan_batches(images: int, batch_size: int) -> tuple[int, list[int]]:
+    """Sizes of the batches that spend `images` images, and how many of them come before the rate falls.
+
+    Those are full; the others are as few as fit and as equal as can be.
+    """
+    stable = int(images * STABLE) // batch_size
+    rest = images - stable * batch_size
+    falling = -(-rest // batch_size)
+    small, larger = divmod(rest, max(1, falling))
+    return stable, [batch_size] * stable + [small + 1] * larger + [small] * (falling - larger)
+
+
+def affordable_images(macs: int, each: int) -> int:
+    """Training images that `macs` pay for at `each`; 0 below two, which batch norm needs."""
+    images = macs // each
+    return images if images >= 2 else 0
+
+
+def fine_tune(
+    network: TaskNetwork,
+    train: Split,
+    ledger: Ledger,
+    recipe: Recipe,
+    precision: str,
+    seed: int,
+    device: str = "cpu",
+    checkpoints: Checkpoints | None = None,
+) -> int:
+    """Train `network` in place on as many images as the ledger has compute left for.
+
+    Charges the ledger before it trains, whatever part of it `checkpoints` hold already. Returns the steps
+    taken: 0 where not even two images fit (batch norm needs two values a channel). Raises Diverged when the
+    loss is not finite.
+    """
+    each = training_macs(network, train.images.shape[1])
+    images = affordable_images(ledger.left, each)
+    if images == 0:
+        return 0
+    ledger.charge("training", images * each)
+    stable, batches = plan_batches(images, recipe.batch_size)
+    training = _Training(network, train, recipe, precision, seed, device)
+    if checkpoints and (state := checkpoints.latest(images, stable)):
+        training.load(state)
+    resumed = training.steps
+    for step in range(resumed, len(batches)):
+        if checkpoints and step > resumed and (checkpoints.due() or (checkpoints.shared and step == stable)):
+            checkpoints.save(training.state(), images if step > stable else None)
+        falls = (len(batches) - step) / (len(batches) - stable) if step >= stable else 1
+        training.step(batches[step], recipe.learning_rate * min((step + 1) / WARMUP_STEPS, falls))
+    training.check()
+    return len(batches)
+
+
+class _Training:
+    """A network in training. All that is random follows from the seed and the step."""
+
+    def __init__(
+        self, network: TaskNetwork, train: Split, recipe: Recipe, precision: str, seed: int, device: str
+    ):
+        self.network = network.to(device, memory_format=torch.channels_last).train()
+        self.images, self.labels = train.images.to(device), train.labels.to(device)
+        self.recipe, self.precision, self.seed = recipe, precision.split()[0], seed
+        self.optimizer = torch.optim.AdamW(network.parameters(), weight_decay=recipe.weight_decay, fused=True)
+        self.norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in self.norms:
+            norm.train(not recipe.frozen_norms)
+        self.forward = network
+        if precision.endswith("compiled"):
+            # On a GPU, steps of so few images are bound by the launching of kernels: CUDA graphs.
+            mode = "reduce-overhead" if self.images.is_cuda else "default"
+            self.forward = torch.compile(network, mode=mode)
+        self.steps = self.drawn = 0
+        self.loss_sum = torch.zeros((), device=device)
+
+    def step(self, size: int, rate: float) -> None:
+        """One step on the next `size` images."""
+        torch.manual_seed(_seed_of(self.seed, 0, self.steps))  # also of a network's own dropout
+        for norm in self.norms:
+            # Forget the pretraining images within few steps: torch's 0.1 averages over ten. It halves now and
+            # then, not at every step, for each value is compiled for.
+            norm.momentum = next((m for m in (0.5, 0.25, 0.125) if self.steps < 4 / m), 0.1)
+        self.optimizer.param_groups[0]["lr"] = rate
+        chosen = _drawn(len(self.images), self.drawn, size, self.seed).to(self.images.device)
+        inputs = normalised(random_crops(self.images[chosen]), self.network)
+        with _autocast(inputs, self.precision):
+            logits = self.forward(inputs).float()
+        loss = _loss(logits, self.labels[chosen], self.recipe)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.loss_sum += loss.detach()
+        self.steps, self.drawn = self.steps + 1, self.drawn + size
+        if self.steps % LOOKS == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Raises Diverged where the loss was not finite, or the weights are not."""
+        # The loss does not see the last update; the norm of the parameters does, and overflows early.
+        if not (self.loss_sum + nn.utils.get_total_norm(self.network.parameters())).isfinite():
+            raise Diverged(self.recipe.learning_rate, self.steps)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the following steps depend on."""
+        moments = {
+            f"{moment}/{name}": self.optimizer.state[parameter][moment]
+            for name, parameter in self.network.named_parameters()
+            for moment in _MOMENTS
+            if parameter in self.optimizer.state
+        }
+        place = {"steps": torch.tensor(self.steps), "drawn": torch.tensor(self.drawn)}
+        return {**self.network.state_dict(), **moments, **place, "loss_sum": self.loss_sum}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state`."""
+        self.steps, self.drawn = int(state["steps"]), int(state["drawn"])
+        self.loss_sum.copy_(state["loss_sum"])
+        self.network.load_state_dict({name: state[name] for name in self.network.state_dict()})
+        for name, parameter in self.network.named_parameters():
+            if f"{_MOMENTS[0]}/{name}" in state:
+                # The fused update reads moments in the order in which their parameter lies in memory.
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(self.steps), device=parameter.device),
+                    **{key: torch.empty_like(parameter).copy_(state[f"{key}/{name}"]) for key in _MOMENTS},
+                }
+
+
+_MOMENTS = "exp_avg", "exp_avg_sq"  # as torch's AdamW calls them
+
+
+def _seed_of(*place: int) -> int:
+    """A seed that follows from numbers, well mixed."""
+    return int(np.random.SeedSequence(place).generate_state(1)[0])
+
+
+def _drawn(size: int, start: int, count: int, seed: int) -> Tensor:
+    """Indices of `count` images from place `start` on: each pass is a new random order of all `size`."""
+    first, last = start // size, (start + count - 1) // size
+    orders = torch.cat([_order(size, number, seed) for number in range(first, last + 1)])
+    return orders[start - first * size :][:count]
+
+
+@lru_cache(maxsize=2)
+def _order(size: int, number: int, seed: int) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(_seed_of(seed, 1, number)))
+
+
+def random_crops(images: Tensor) -> Tensor:
+    """Each image shifted by up to a sixteenth of its side, borders replicated; by torch's own generator.
+
+    uint8 (B, H, W, 3) -> uint8 (B, 3, H, W). No flips: characters and signs do not survive them.
+    """
+    count, side = images.shape[:2]
+    margin = round(CROP_MARGIN * side / 64)
+    shifts = torch.randint(-margin, margin + 1, (2, count, 1))
+    rows, columns = (torch.arange(side) + shifts).clamp(0, side - 1).to(images.device)
+    which = torch.arange(count, device=images.device)[:, None, None]
+    return images[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _autocast(inputs: Tensor, precision: str) -> torch.autocast:
+    return torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision.startswith("bf16"))
+
+
+def _loss(logits: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
+    if labels.ndim == 1:
+        return F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    softened = labels * (1 - recipe.label_smoothing) + recipe.label_smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits, softened)
+
+
+def representation(network: Backbone, split: Split, precision: str, device: str = "cpu") -> Tensor:
+    """The representation (N, D) of a split's images, float32."""
+    return _outputs(network, network.body, split, precision, device)
+
+
+def predict(network: TaskNetwork, split: Split, precision: str, device: str = "cpu") -> np.ndarray:
+    """Logits (N, C) of a split, float32."""
+    return _outputs(network, network, split, precision, device).numpy()
+
+
+@torch.inference_mode()
+def _outputs(
+    network: Backbone | TaskNetwork, part: nn.Module, split: Split, precision: str, device: str
+) -> Tensor:
+    """What `part` of a network makes of a split's images, float32."""
+    part.to(device, memory_format=torch.channels_last).eval()
+    found = []
+    for batch in split.images.split(50):
+        inputs = normalised(batch.permute(0, 3, 1, 2).to(device), network)
+        with _autocast(inputs, precision):
+            found.append(part(inputs).float().cpu())
+    return torch.cat(found)
+
+
+def error_of(logits: np.ndarray, labels: np.ndarray) -> float:
+    """1 - accuracy for classes (N,); 1 - mean average precision over the tags present for tags (N, C)."""
+    if labels.ndim == 1:
+        return float(1 - (logits.argmax(1) == labels).mean())
+    present = labels.any(axis=0)
+    return float(1 - average_precision_score(labels[:, present], logits[:, present], average="macro"))

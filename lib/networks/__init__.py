@@ -1,0 +1,5 @@
+"""Named pretrained networks, what they cost, and how near a pruned one stays to them."""
+
+from lib.networks.backbone import Backbone, list_backbones, load_backbone
+
+__all__ = ["Backbone", "list_backbones", "load_backbone"]

@@ -1,0 +1,88 @@
+"""How near a pruned network stays to the dense one, before any training."""
+
+import copy
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lib.common.errors import UserError
+from lib.networks.backbone import Backbone, normalised
+
+
+@torch.inference_mode()
+def fidelity(dense: Backbone, pruned: Backbone, images: Tensor) -> float:
+    """Mean cosine of the two networks' representations of `images`, centred on the dense mean.
+
+    1 is untouched, 0 is unrelated.
+    """
+    expected, found = dense(images), pruned(images)
+    centre = expected.mean(0)
+    return F.cosine_similarity(expected - centre, found - centre).mean().item()
+
+
+def distance_to_pretraining(network: Backbone, images: Tensor) -> float:
+    """Nats per channel by which activations of uint8 images (N, H, W, 3) differ from pretraining images'.
+
+    What enters each batch norm is compared with its running statistics: the Kullback-Leibler divergence of
+    two normal distributions a channel, averaged over channels and then over layers. No pretraining image is
+    needed. Only networks with batch norms have it; raises UserError for another.
+    """
+    norms = [module for module in network.body.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        raise UserError(f"{network.name} has no batch norms: expected a network that has, such as a ResNet.")
+    sums = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms}
+
+    def add(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+        values = inputs[0].double().transpose(0, 1).flatten(1)
+        counts = torch.full((len(values),), values.shape[1], dtype=torch.float64)
+        sums[norm] += torch.stack([counts, values.sum(1), values.square().sum(1)])
+
+    handles = [norm.register_forward_pre_hook(add) for norm in norms]
+    try:
+        with torch.inference_mode():
+            for batch in images.split(50):
+                network.eval()(normalised(batch.permute(0, 3, 1, 2), network))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(_divergence(norm, *sums[norm]).mean().item() for norm in norms) / len(norms)
+
+
+def _divergence(norm: nn.BatchNorm2d, count: Tensor, total: Tensor, squares: Tensor) -> Tensor:
+    """KL(N(here) || N(running)) of every channel."""
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp(min=0) + norm.eps
+    kept = norm.running_var.double() + norm.eps
+    ratio = variance / kept
+    return (ratio - 1 - ratio.log() + (mean - norm.running_mean.double()).square() / kept) / 2
+
+
+def measure_latency(
+    network: nn.Module, image_size: int, device: str = "cpu", batch_size: int = 1, precision: str = "fp32"
+) -> float:
+    """Milliseconds of one forward pass of `batch_size` images, the median of several.
+
+    Runs on as many threads as torch has; `precision` is "fp32" or "bf16" (autocast). Leaves `network`
+    where it was.
+    """
+    if precision not in ("fp32", "bf16"):
+        raise UserError(f"precision={precision!r} is unknown: expected fp32 or bf16.")
+    kind = torch.device(device).type
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={device} is not here: this torch sees no GPU. Use device='cpu'.")
+    runner = copy.deepcopy(network).to(device, memory_format=torch.channels_last).eval()
+    images = torch.zeros(batch_size, 3, image_size, image_size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    seconds = []
+    with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
+        # The first passes compile kernels; after that, enough passes for a median, within two seconds.
+        while len(seconds) < 4 or (len(seconds) < 25 and sum(seconds) < 2):
+            began = time.perf_counter()
+            runner(images)
+            if kind == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[2:]) * 1000

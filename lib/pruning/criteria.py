@@ -1,0 +1,231 @@
+"""Criteria: how the filters of a site are ranked before any training. A higher score is kept.
+
+A criterion is one function `Evidence` -> scores (C,), registered by its name with the data it needs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lib.common.errors import UserError
+from lib.pruning.sites import Consumer, Site
+from lib.pruning.statistics import Moments, expected_activation, ridge
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a criterion may look at: the network, the site, a generator, and, where it needs images, the
+    moments of what enters each of the site's consumers."""
+
+    network: nn.Module
+    site: Site
+    generator: torch.Generator
+    inputs: dict[str, Moments] | None = None
+
+    @property
+    def filters(self) -> Tensor:
+        """The producers' weights of each filter, flat (C, F)."""
+        filters = [self.network.get_submodule(name).weight.flatten(1) for name in self.site.producers]
+        return filters[0] if len(filters) == 1 else torch.cat(filters, dim=1)
+
+
+def outgoing(network: nn.Module, consumer: str) -> Tensor:
+    """A view of a consumer's weights by input channel, (out, C, taps)."""
+    weight = network.get_submodule(consumer).weight
+    return weight.flatten(2) if weight.ndim == 4 else weight[..., None]
+
+
+def normed_weights(network: nn.Module, consumer: Consumer) -> Tensor:
+    """A consumer's weights (out, C, taps) times the scale that its batch norm, if any, gives each output."""
+    weight = outgoing(network, consumer.name)
+    if consumer.norm is None:
+        return weight
+    norm = network.get_submodule(consumer.norm)
+    return weight * (norm.weight / (norm.running_var + norm.eps).sqrt())[:, None, None]
+
+
+def output_variance(network: nn.Module, consumer: Consumer, otherwise: Tensor) -> Tensor:
+    """Summed variance of a consumer's outputs: that of its batch norm, or else `otherwise`."""
+    if consumer.norm is None:
+        return otherwise
+    return network.get_submodule(consumer.norm).weight.square().sum()
+
+
+def sensitivity(network: nn.Module, site: Site) -> float:
+    """How much the representation feels noise in the site's block, from the batch norms' scales alone.
+
+    That is the block's share of the variance of the residual stream behind it, to the power of 1.5: noise put
+    into one block after the other of EfficientNet-Lite0 follows that. 1 where there are no batch norms.
+    """
+    own, stream = (
+        sum(network.get_submodule(name).weight.square().sum().item() for name in norms)
+        for norms in (site.branch, site.stream)
+    )
+    return (own / stream) ** 1.5 if site.branch else 1.0
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A criterion, whether it needs images, and whether its scores compare across sites as they are."""
+
+    score: Callable[[Evidence], Tensor]
+    needs_images: bool
+    comparable: bool
+
+
+CRITERIA: dict[str, Criterion] = {}
+
+
+def criterion(name: str, needs_images: bool = False, comparable: bool = False):
+    """Register the decorated function as the criterion `name`."""
+
+    def register(score: Callable[[Evidence], Tensor]) -> Callable[[Evidence], Tensor]:
+        CRITERIA[name] = Criterion(score, needs_images, comparable)
+        return score
+
+    return register
+
+
+def check_criterion(name: str) -> None:
+    """Raise UserError for an unknown criterion."""
+    if name not in CRITERIA:
+        raise UserError(f"Unknown criterion {name!r}: expected one of {', '.join(CRITERIA)}.")
+
+
+@torch.no_grad()
+def score_filters(evidence: Evidence, name: str) -> Tensor:
+    """Scores (C,) of a site's filters, the same for all filters of a unit.
+
+    Scores that are not comparable across sites are given as multiples of the site's mean.
+    """
+    scores = CRITERIA[name].score(evidence).double()
+    unit = evidence.site.unit
+    if unit > 1:
+        scores = scores.unflatten(0, (-1, unit)).mean(1).repeat_interleave(unit)
+    return scores if CRITERIA[name].comparable else scores / scores.mean().clamp(min=1e-30)
+
+
+@criterion("activation", comparable=True)
+def _activation(evidence: Evidence) -> Tensor:
+    """Variance that the channel's expected activation brings to its consumers' outputs, as a share of theirs,
+    times the sensitivity to the block."""
+    network, site = evidence.network, evidence.site
+    _, deviation = expected_activation(network, site)
+    shares = []
+    for consumer in site.consumers:
+        norms = normed_weights(network, consumer).square().sum((0, 2))
+        shares.append(norms / output_variance(network, consumer, norms @ deviation.square()))
+    return deviation.square() * torch.stack(shares).mean(0) * sensitivity(network, site)
+
+
+@criterion("activation_images", needs_images=True, comparable=True)
+def _activation_images(evidence: Evidence) -> Tensor:
+    """What the consumers' output loses when the channel goes and those that stay make up for it.
+
+    Channels are eliminated one after the other, the cheapest first, the others' outgoing weights
+    re-fitted by least squares each time, as Optimal Brain Surgeon does for weights (Hassibi and Stork,
+    1993). The score is the loss of the step that removes the channel, as a share of the variance of the
+    consumers' output on the images, times the sensitivity to the block.
+    """
+    losses = [
+        _eliminate(
+            normed_weights(evidence.network, consumer).double(),
+            evidence.inputs[consumer.name].covariance.double(),
+        )
+        for consumer in evidence.site.consumers
+    ]
+    return torch.stack(losses).mean(0) * sensitivity(evidence.network, evidence.site)
+
+
+RIDGE = 0.1  # of each variance: a thousand positions do not tell hundreds of channels apart
+ROUNDS = 64  # of elimination; within a round the order is greedy among twice the channels that go
+
+
+def _eliminate(weight: Tensor, covariance: Tensor) -> Tensor:
+    """Losses (C,) of backward elimination: weights (out, C, taps), covariance (C, C) of the inputs."""
+    width = len(covariance)
+    variance = torch.einsum("oct,cd,odt->", weight, covariance, weight).clamp(min=1e-30)
+    precision = torch.linalg.inv(ridge(covariance, RIDGE))
+    weight = weight.transpose(1, 2).flatten(0, 1).clone()
+    losses = torch.full((width,), torch.inf, dtype=weight.dtype)
+    together, highest = -(-width // ROUNDS), 0.0
+    while losses.isinf().any():
+        # Within a round on the candidates' small matrices, then on the whole ones at once.
+        loss = weight.square().sum(0) / precision.diagonal().clamp(min=1e-30)
+        alive = int(losses.isinf().sum())
+        likely = torch.where(losses.isinf(), loss, torch.inf).topk(min(2 * together, alive), largest=False)
+        candidates = likely.indices
+        gram, small = weight[:, candidates].T @ weight[:, candidates], precision[candidates][:, candidates]
+        chosen = []
+        for _ in range(min(together, alive)):
+            cost = gram.diagonal() / small.diagonal().clamp(min=1e-30)
+            cost[chosen] = torch.inf
+            pick = int(cost.argmin())
+            highest = max(highest, float(cost[pick]))  # greedy steps may get cheaper; the order counts
+            losses[candidates[pick]] = highest
+            chosen.append(pick)
+            row, column = small[pick] / small[pick, pick], gram[pick]
+            both = torch.outer(row, column)
+            gram = gram - both - both.T + column[pick] * torch.outer(row, row)
+            small = small - torch.outer(small[:, pick], row)
+        gone = candidates[chosen]
+        made_up = torch.linalg.solve(precision[gone][:, gone], precision[gone])
+        weight -= weight[:, gone] @ made_up
+        precision -= precision[:, gone] @ made_up
+    return losses / variance
+
+
+def elimination_macs(network: nn.Module, consumer: Consumer, inputs: Moments) -> int:
+    """MACs of `activation_images` at one consumer: covariance, inverse, and the eliminations."""
+    rows, width = inputs.rows.shape
+    weights = network.get_submodule(consumer.name).weight.numel()
+    return rows * width**2 + 2 * width**3 + width * weights
+
+
+@criterion("l1")
+def _l1(evidence: Evidence) -> Tensor:
+    """Sum of a filter's absolute weights (Li et al., Pruning filters for efficient ConvNets, 2017)."""
+    return evidence.filters.norm(p=1, dim=1)
+
+
+@criterion("l2")
+def _l2(evidence: Evidence) -> Tensor:
+    """Euclidean norm of a filter's weights."""
+    return evidence.filters.norm(dim=1)
+
+
+@criterion("bn_scale")
+def _bn_scale(evidence: Evidence) -> Tensor:
+    """Absolute scale of the batch norm before the consumer (Liu et al., Network slimming, 2017)."""
+    if not evidence.site.norms:
+        raise UserError(
+            f"criterion='bn_scale' needs a batch norm at {evidence.site.name}, and there is none: choose "
+            "another criterion, such as 'l1'."
+        )
+    scales = [evidence.network.get_submodule(name).weight.abs() for name in evidence.site.norms]
+    return torch.stack(scales).sum(0)
+
+
+@criterion("fpgm")
+def _fpgm(evidence: Evidence) -> Tensor:
+    """Sum of distances to the site's other filters: those near the geometric median are replaceable
+    (He et al., Filter pruning via geometric median, 2019)."""
+    return torch.cdist(evidence.filters, evidence.filters).sum(1)
+
+
+@criterion("lamp", comparable=True)
+def _lamp(evidence: Evidence) -> Tensor:
+    """A filter's squared norm as a share of that of all filters of the site that are no smaller
+    (Lee et al., Layer-adaptive sparsity for magnitude-based pruning, 2021)."""
+    squares = evidence.filters.square().sum(1)
+    ascending = squares.sort()
+    no_smaller = ascending.values.flip(0).cumsum(0).flip(0)
+    return torch.empty_like(squares).scatter(0, ascending.indices, ascending.values / no_smaller)
+
+
+@criterion("random")
+def _random(evidence: Evidence) -> Tensor:
+    """A random order, the baseline that any criterion has to beat."""
+    return torch.rand(len(evidence.filters), generator=evidence.generator)

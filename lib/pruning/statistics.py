@@ -1,0 +1,154 @@
+"""What images say about a network's channels: moments of the inputs of every consumer, in one pass."""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from lib.common.errors import UserError
+from lib.pruning.sites import Site
+
+POSITIONS = 64  # positions a feature map and image that moments are taken from, evenly spread
+LEAVES = 400  # discs of a synthetic image: they cover it several times over
+
+
+class Moments:
+    """Samples (rows, C) of what enters a reader, with their mean (C,) and covariance (C, C)."""
+
+    def __init__(self, rows: Tensor):
+        self.rows = rows
+
+    @cached_property
+    def mean(self) -> Tensor:
+        return self.rows.mean(0)
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        centred = self.rows - self.mean
+        return centred.T @ centred / len(centred)
+
+
+def ridge(covariance: Tensor, share: float) -> Tensor:
+    """A covariance made safely invertible: every variance raised by a share of itself.
+
+    So a channel that varies little weighs as little as one that varies much.
+    """
+    variance = covariance.diagonal()
+    return covariance + torch.diag(share * variance + 1e-6 * variance.mean() + 1e-12)
+
+
+def sampled_rows(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """At most POSITIONS rows (C,) an image of a reader's input, at evenly spread positions."""
+    rows = inputs.flatten(1, -2) if isinstance(layer, nn.Linear) else inputs.flatten(2).transpose(1, 2)
+    count = rows.shape[1]
+    chosen = torch.linspace(0, count - 1, min(count, POSITIONS)).round().long()
+    return rows[:, chosen].flatten(0, 1)
+
+
+@torch.no_grad()
+def reader_moments(network: nn.Module, sites: list[Site], images: Tensor) -> dict[str, Moments]:
+    """Moments of the inputs of all readers of `sites` over normalised images (N, 3, H, W), one pass."""
+    found: dict[str, Moments] = {}
+    handles = []
+    for site in sites:
+        for reader in site.readers:
+
+            def hook(layer: nn.Module, inputs: tuple[Tensor, ...], name=reader.name):
+                found[name] = Moments(sampled_rows(layer, inputs[0]))
+
+            handles.append(network.get_submodule(reader.name).register_forward_pre_hook(hook))
+    try:
+        network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def synthetic_images(count: int, side: int, seed: int) -> Tensor:
+    """Dead leaves (count, 3, side, side), normalised: discs of random size, place and colour that cover
+    each other, the statistics of natural images without one (Lee et al., 2001).
+
+    Zero mean and a deviation of a half, roughly that of normalised photographs.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    images = torch.randn(count, 3, 1, 1, generator=generator).repeat(1, 1, side, side)
+    for _ in range(LEAVES):
+        # The density of radii falls with their cube: the same at every scale.
+        uniform = torch.rand(count, generator=generator)
+        smallest, largest = side / 64, side / 2
+        radius = (uniform * (largest**-2 - smallest**-2) + smallest**-2).rsqrt()
+        centre = torch.rand(2, count, 1, 1, generator=generator) * side
+        colour = torch.randn(count, 3, 1, 1, generator=generator) + 0.5 * torch.randn(
+            count, 1, 1, 1, generator=generator
+        )
+        inside = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius[:, None, None] ** 2
+        images = torch.where(inside[:, None], colour, images)
+    images = images - images.mean((0, 2, 3), keepdim=True)
+    return 0.5 * images / images.std((0, 2, 3), keepdim=True)
+
+
+def gaussian_moments(
+    activation: Callable[[Tensor], Tensor], mean: Tensor, std: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C,) of activation(N(mean, std)), by integration over +-6 std."""
+    z = torch.linspace(-6, 6, 481, dtype=torch.float64)
+    weights = torch.exp(-(z**2) / 2)
+    weights = weights / weights.sum()
+    values = activation(mean.double()[:, None] + std.double()[:, None] * z)
+    first = values @ weights
+    second = ((values - first[:, None]) ** 2) @ weights
+    return first.to(mean.dtype), second.sqrt().to(mean.dtype)
+
+
+@torch.no_grad()
+def expected_activation(network: nn.Module, site: Site, gated: bool = True) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C,) of what the site's channels bring to the consumer.
+
+    A batch norm's output is taken as normal with its bias as mean and its scale as deviation, the sum of
+    several as of independent ones; a linear layer behind a layer norm likewise. Squeeze-excite is taken
+    at the gate that the expected activation gives; `gated=False` leaves it out. Raises UserError for a
+    site without any norm.
+    """
+    mean, std = _before_activation(network, site)
+    activation = network.get_submodule(site.activation) if site.activation else nn.Identity()
+    mean, std = gaussian_moments(activation, mean, std)
+    if gated:
+        for squeeze in site.squeezes:
+            gate = _gate(network.get_submodule(squeeze.name.rpartition(".")[0]), mean, squeeze.name)
+            mean, std = mean * gate, std * gate
+    return mean, std
+
+
+def _before_activation(network: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
+    if site.norms:
+        norms = [network.get_submodule(name) for name in site.norms]
+        return (
+            torch.stack([norm.bias for norm in norms]).sum(0),
+            torch.stack([norm.weight.square() for norm in norms]).sum(0).sqrt(),
+        )
+    if site.input_norm is None:
+        raise UserError(
+            f"There is no norm at {site.name} that tells what its channels carry: choose a criterion that "
+            "looks at weights alone, such as 'l1', and repair='none'."
+        )
+    norm, producer = network.get_submodule(site.input_norm), network.get_submodule(site.name)
+    mean = producer.weight @ norm.bias
+    if producer.bias is not None:
+        mean = mean + producer.bias
+    return mean, (producer.weight * norm.weight).norm(dim=1)
+
+
+def _gate(excite: nn.Module, mean: Tensor, squeeze: str) -> Tensor:
+    """The gate (C,) of a squeeze-excite module whose squeezed input is `mean`.
+
+    The module multiplies its input by the gate, so an image of ones gives the gate itself.
+    """
+    layer = excite.get_submodule(squeeze.rpartition(".")[2])
+    handle = layer.register_forward_pre_hook(lambda *_: (mean[None, :, None, None],))
+    try:
+        return excite(torch.ones(1, len(mean), 1, 1, dtype=mean.dtype))[0, :, 0, 0]
+    finally:
+        handle.remove()

@@ -1,0 +1,127 @@
+"""The profiles of `make figures`: which arms each runs. Standard library only, so that make can ask often.
+
+python -m lib.runs.profiles arms PROFILE         names of the profile's arms
+python -m lib.runs.profiles stamps PROFILE       renew, under build/, the stamps whose content changed
+python -m lib.runs.profiles warn PROFILE         say which committed records are of older code
+"""
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+from lib.common.errors import UserError, exit_with_one_sentence
+from lib.common.files import atomic_path
+from lib.common.paths import BUILD, PAPER_RECORDS, ROOT
+from lib.runs.stamps import hash_of, training_hash
+
+PROFILES = ROOT / "notebooks" / "profiles.toml"
+# What the notebooks that draw compute with: some look at networks and images themselves.
+_DRAWING = ("evidence/**/*.py", "networks/*.py", "pruning/*.py")
+
+
+def arms_of(profile: str, group: str | None = None) -> dict[str, dict]:
+    """The fields of each arm's RunSpec by the arm's name, in order: of all groups, or of one.
+
+    A profile has the groups of the one that it extends, and its own. What `seeds` lists is run with more
+    seeds, under the names that `replicate` gives; what `long` lists, at further budgets. Raises UserError if
+    the profile is unknown.
+    """
+    profiles = tomllib.loads(PROFILES.read_text())
+    if profile not in profiles:
+        raise UserError(f"Unknown PROFILE={profile}: expected one of {', '.join(profiles)}.")
+    tables = profiles[profile]
+    base = tables.get("extends")
+    common = {**(profiles[base]["common"] if base else {}), **tables.get("common", {})}
+    arms = arms_of(base, group) if base else {}
+    for name, table in tables.items():
+        if name not in ("common", "extends", "seeds", "long") and group in (None, name):
+            arms |= {arm: {**common, **fields} for arm, fields in table.items()}
+    for arm, seeds in tables.get("seeds", {}).items():
+        if arm in arms:
+            arms |= {replicate(arm, seed): {**arms[arm], "seed": seed} for seed in seeds}
+    for arm, budgets in tables.get("long", {}).items():
+        if arm in arms:
+            arms[arm] = {**arms[arm], "budgets": [*arms[arm]["budgets"], *budgets]}
+    return arms
+
+
+def replicate(arm: str, seed: int) -> str:
+    """The name of an arm that is run with another seed than its own."""
+    return f"{arm}-seed{seed}"
+
+
+def records_file(profile: str, arm: str) -> Path:
+    """Where an arm's records lie: committed for the paper, under build/ for the others."""
+    folder = PAPER_RECORDS if profile == "paper" else BUILD / profile / "arms"
+    return folder / f"{arm}.parquet"
+
+
+def is_done(profile: str, arm: str) -> bool:
+    """Whether an arm's executed notebook is newer than what it depends on, as make sees it."""
+    folder = BUILD / profile
+    needed = (f"arms/{arm}.json", f"arms/{arm}.training", "notebooks/experiment")
+    done = folder / "arms" / f"{arm}.ipynb"
+    return done.exists() and all(
+        done.stat().st_mtime >= (folder / "stamps" / name).stat().st_mtime for name in needed
+    )
+
+
+def write_stamps(profile: str) -> None:
+    """Renew what make compares: a file changes, and so gets a new time, only when its content does.
+
+    `arms/<name>.json` and `draw.json` are the notebooks' parameters, `arms/<name>.training` and
+    `drawing` hold hashes of the code, `records` one of the records there are.
+    """
+    folder = BUILD / profile
+    texts = {"drawing": hash_of(file for name in _DRAWING for file in (ROOT / "lib").glob(name))}
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        texts[f"notebooks/{notebook.stem}"] = _sources(notebook)
+    for arm, fields in arms_of(profile).items():
+        texts[f"arms/{arm}.json"] = json.dumps(
+            {**fields, "records_file": str(records_file(profile, arm).relative_to(ROOT))}, indent=1
+        )
+        texts[f"arms/{arm}.training"] = training_hash(fields["backbone"])
+    records = [records_file(profile, arm) for arm in arms_of(profile)]
+    texts["records"] = hash_of(file for file in records if file.exists())
+    texts["draw.json"] = json.dumps({"profile": profile, "save_figures_to": profile})
+    for name, text in texts.items():
+        path = folder / "stamps" / name
+        if not path.exists() or path.read_text() != text:
+            with atomic_path(path) as temporary:
+                temporary.write_text(text)
+
+
+def newer_code(profile: str) -> list[str]:
+    """Arms whose committed records were measured by other training code than today's."""
+    return [
+        arm
+        for arm, fields in arms_of(profile).items()
+        if (file := records_file(profile, arm).with_suffix(".json")).exists()
+        and json.loads(file.read_text())["training_hash"] != training_hash(fields["backbone"])
+    ]
+
+
+def _sources(notebook: Path) -> str:
+    """A notebook's code: a change of its outputs or prose reruns nothing."""
+    cells = json.loads(notebook.read_text())["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+if __name__ == "__main__":
+    with exit_with_one_sentence():
+        match sys.argv[1:]:
+            case ["arms", name]:
+                print(*arms_of(name))
+            case ["stamps", name]:
+                write_stamps(name)
+            case ["warn", name]:
+                if arms := newer_code(name):
+                    print(
+                        f"Warning: the code that trains has changed since the records of {', '.join(arms)} "
+                        f"were measured; they are redrawn as they are. `make rerun PROFILE={name}` "
+                        "measures them anew.",
+                        file=sys.stderr,
+                    )
+            case _:
+                raise UserError("Usage: python -m lib.runs.profiles {arms,stamps,warn} PROFILE")

@@ -1,0 +1,151 @@
+"""Load a stream by its name, or by the path of a stream file."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from lib.common.errors import UserError
+from lib.streams.folder import FolderSource
+from lib.streams.ingest import task_from
+from lib.streams.nevis import datasets_folder
+from lib.streams.nevis.prepared import PreparedSource
+from lib.streams.task import STREAMS, Listed, Source, Stream
+from lib.streams.torchvision_sets import LOADERS, TorchvisionSource, how_to_get, is_there
+
+COLUMNS = ["name", "year", "domain", "kind", "num_classes", "available", "how"]
+
+
+def load_stream(name: str, missing: str = "error") -> Stream:
+    """The stream called `name`, or described by the file `name` (.yaml).
+
+    Raises UserError for an unknown one, and, unless `missing` is "skip", for tasks that are not here; with
+    "skip" their names are in `left_out`.
+    """
+    if missing not in ("error", "skip"):
+        raise UserError(f"missing={missing!r} is unknown: expected 'error' or 'skip'.")
+    rows = _rows(name)
+    absent = [row for row in rows if row.open is None]
+    if absent and (missing == "error" or len(absent) == len(rows)):
+        listed = "; ".join(f"{row.name} ({row.how})" for row in absent)
+        raise UserError(
+            f"{len(absent)} of {len(rows)} tasks of the stream {name!r} are not here: {listed}. Get them, or "
+            "go on without them with missing='skip'."
+        )
+    tasks = (task_from(row.open(), row.name, row.year, row.domain) for row in rows if row.open)
+    return Stream(name, tuple(tasks), tuple(row.name for row in absent))
+
+
+def list_tasks(name: str) -> pd.DataFrame:
+    """Every task of a stream, whether its images are here or not.
+
+    Columns: name, year, domain, kind, num_classes, available, how (where it is or how to get it).
+    """
+    rows = [{**_fields(row), "available": row.open is not None} for row in _rows(name)]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"num_classes": "Int64"})
+
+
+def _fields(row: Listed) -> dict:
+    return {key: getattr(row, key) for key in COLUMNS if key != "available"}
+
+
+def _rows(name: str) -> list[Listed]:
+    if name.endswith((".yaml", ".yml")):
+        return rows_of_file(name)
+    known = [stream for stream in STREAMS if f"{name}/".startswith(f"{stream}/")]
+    if not known:
+        raise UserError(
+            f"Unknown stream {name!r}: expected one of {', '.join(STREAMS)}, or the path of a "
+            "stream file (.yaml)."
+        )
+    arguments = name.removeprefix(known[0]).split("/")[1:]
+    return STREAMS[known[0]](*arguments)
+
+
+class _TaskEntry(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str = Field(min_length=1)
+    source: str = Field(pattern="^[a-z]+:.+$")
+    year: int = Field(ge=1900, le=2100)
+    domain: str = "other"
+
+
+class _StreamFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str = Field(min_length=1)
+    tasks: list[_TaskEntry] = Field(min_length=1)
+
+
+def _folder(place: str, base: Path) -> Callable[[], Source] | str:
+    folder = base / place
+    return partial(FolderSource, folder) if folder.is_dir() else f"expected a folder at {folder}"
+
+
+def _nevis(place: str, base: Path) -> Callable[[], Source] | str:
+    folder = base / place
+    return (
+        partial(PreparedSource, folder) if folder.is_dir() else f"expected a prepared directory at {folder}"
+    )
+
+
+def _torchvision(name: str, _: Path) -> Callable[[], Source] | str:
+    if name not in LOADERS:
+        raise UserError(f"torchvision:{name} is unknown: expected one of {', '.join(LOADERS)}.")
+    root = datasets_folder() / "torchvision"
+    return partial(TorchvisionSource, name, root) if is_there(name, root) else how_to_get(name, root)
+
+
+# kind of source: (place, folder of the file) -> how to open it, or how to get it
+SOURCES: dict[str, Callable[[str, Path], Callable[[], Source] | str]] = {
+    "folder": _folder,
+    "nevis": _nevis,
+    "torchvision": _torchvision,
+}
+
+
+def rows_of_file(path: str) -> list[Listed]:
+    """The tasks of a stream file. Raises UserError for a file that is none."""
+    file = Path(path)
+    try:
+        content = _StreamFile.model_validate(yaml.safe_load(file.read_text()))
+    except OSError as error:
+        raise UserError(
+            f"{file} cannot be read ({error.strerror}): expected the path of a stream file."
+        ) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(
+            f"{file}: {where} is not valid ({first['msg']}): see docs/extending.md for an example."
+        ) from error
+    return [_listed(entry, file) for entry in content.tasks]
+
+
+def _listed(entry: _TaskEntry, file: Path) -> Listed:
+    kind, _, place = entry.source.partition(":")
+    if kind not in SOURCES:
+        raise UserError(
+            f"{file}: source {entry.source!r} is unknown: expected one of {', '.join(SOURCES)}, then a colon."
+        )
+    found = SOURCES[kind](place, file.parent)
+    if isinstance(found, str):
+        return Listed(entry.name, entry.year, entry.domain, "classification", None, found, None)
+    source = found()
+    return Listed(entry.name, entry.year, entry.domain, source.kind, source.num_classes, entry.source, found)
+
+
+def mixed_images(count: int, image_size: int = 64) -> Tensor:
+    """Training images of the pocket stream, as many of each task, in turn: uint8 (count, H, W, 3)."""
+    tasks = load_stream("pocket").tasks
+    each = -(-count // len(tasks))
+    parts = [task.read(image_size).train.images[:each] for task in tasks]
+    return torch.stack([images[place] for place in range(each) for images in parts])[:count]

@@ -1,0 +1,171 @@
+"""A task from a directory that Nevis'22's own tools prepared: `metadata`, and TFRecord shards of each part.
+
+Written from the format alone: github.com/google-deepmind/dm_nevis, dm_nevis/datasets_storage.
+"""
+
+import base64
+import builtins
+import collections
+import hashlib
+import io
+import pickle
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lib.common.errors import UserError
+from lib.streams.nevis.tfrecord import features, records
+from lib.streams.task import Example
+
+PARTS = {"train": "train", "dev": "dev", "dev_test": "dev-test", "test": "test"}  # and the folder of each
+IMAGE, LABEL, TAGS = "png_encoded_image", "label", "multi_label"
+
+
+class PreparedSource:
+    """Images and labels of a prepared directory, in the benchmark's parts."""
+
+    every_class_trains = False  # the benchmark numbers some classes that have no image
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        metadata = folder / "metadata"
+        if not metadata.is_file():
+            raise UserError(
+                f"{folder} has no file metadata: expected a directory that dm_nevis prepared, with metadata "
+                "and the folders train, dev, dev-test and test."
+            )
+        status = folder / "status"
+        if status.exists() and status.read_text().strip() != "ready":
+            raise UserError(f"{folder} was not prepared to its end, says its file status: prepare it anew.")
+        self.num_classes = _num_classes(metadata)
+        _, first = next(records(self._shards("train")[0]))
+        self.kind = "multi-label" if TAGS in features(first) else "classification"
+
+    def content(self) -> str:
+        """A hash of the metadata and of the shards' names and sizes; their checksums are read with them."""
+        digest = hashlib.sha256((self.folder / "metadata").read_bytes())
+        for part in PARTS:
+            for file in self._shards(part):
+                digest.update(f"{part}/{file.name} {file.stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+    def parts(self) -> dict[str, Sequence[Example]]:
+        return {part: self._examples(part) for part in PARTS}
+
+    def _examples(self, part: str) -> list[Example]:
+        found = []
+        for file in self._shards(part):
+            for place, data in records(file):
+                where = f"{file}, byte {place}"
+                found.append(
+                    Example(where, self._label(data, where), partial(_image, file, place, len(data)))
+                )
+        # Shards may have been written in the order of classes.
+        return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+
+    def _label(self, data: bytes, where: str) -> int | tuple[int, ...]:
+        try:
+            values = features(data)
+            labels = values[TAGS if self.kind == "multi-label" else LABEL]
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{where} has no label: {error}. Prepare the directory anew.") from error
+        if self.folder.name == "biwi":
+            labels = _mended_angles(labels)
+        single = self.kind == "classification"
+        if (single and len(labels) != 1) or any(not 0 <= label < self.num_classes for label in labels):
+            raise UserError(
+                f"{where} has the label {labels}: expected {'one' if single else 'some'} of 0 to "
+                f"{self.num_classes - 1}. Prepare the directory anew."
+            )
+        return labels[0] if single else tuple(labels)
+
+    def _shards(self, part: str) -> list[Path]:
+        shards = sorted((self.folder / PARTS[part]).glob("data-*-of-*"))
+        wanted = int(shards[0].name.rsplit("-", 1)[1]) if shards else None
+        if len(shards) != wanted:
+            raise UserError(
+                f"{self.folder / PARTS[part]} holds {len(shards)} of {wanted or 'its'} shards "
+                "(data-*-of-*): copy or prepare the directory anew."
+            )
+        return shards
+
+
+def _image(file: Path, place: int, length: int) -> Image.Image:
+    with file.open("rb") as opened:
+        opened.seek(place)
+        encoded = features(opened.read(length)).get(IMAGE)
+    return Image.open(io.BytesIO(encoded[0] if encoded else b""))
+
+
+def _mended_angles(labels: list[int]) -> list[int]:
+    """Labels of BIWI, three angles of five buckets: the prepared ones lack the last bucket of an angle
+    and have the first one of the next instead, which the benchmark mends when it reads them."""
+    mended = []
+    for first in range(0, 15, 5):
+        buckets = [label for label in labels if first <= label < first + 5]
+        if not buckets:
+            buckets = [first + 4]
+        elif len(buckets) == 2:
+            buckets = [bucket for bucket in buckets if bucket != first]
+        mended += buckets
+    return mended
+
+
+def _num_classes(metadata: Path) -> int:
+    try:
+        pickled = base64.b64decode(metadata.read_bytes().replace(b"\n", b""), validate=True)
+        return int(_Unpickler(io.BytesIO(pickled)).load().num_classes)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise UserError(
+            f"{metadata} cannot be read ({error}): expected what dm_nevis writes, base64 of a pickle."
+        ) from error
+
+
+class _Inert:
+    """Stands for any object of the metadata: takes whatever the pickle says and does nothing with it."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __call__(self, *_, **__) -> "_Inert":
+        return _Inert()
+
+    def __setstate__(self, state: object) -> None:
+        # Plain attributes, of which only num_classes is read.
+        fields = state if isinstance(state, dict) else {}
+        self.__dict__.update({name: value for name, value in fields.items() if isinstance(name, str)})
+
+    def __setitem__(self, *_) -> None:
+        pass
+
+    append = add = __call__
+
+
+# What the unpickler makes as it is, and the packages whose classes it makes inert.
+_PLAIN: dict[tuple[str, str], Callable] = {
+    ("collections", "OrderedDict"): dict,
+    ("collections", "defaultdict"): lambda *_: collections.defaultdict(),
+    ("builtins", "int"): int,
+    ("builtins", "set"): set,
+}
+_INERT = ("dm_nevis", "tensorflow", "tensorflow_datasets", "numpy", "dill", "etils", "copyreg")
+
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickles plain containers and numbers; classes beside them become inert, functions are refused."""
+
+    def find_class(self, module: str, name: str) -> Callable:
+        if (module, name) in _PLAIN:
+            return _PLAIN[module, name]
+        is_type = module == "builtins" and isinstance(getattr(builtins, name, None), type)
+        if is_type or module.split(".")[0] in _INERT:
+            return _Inert
+        raise UserError(
+            f"The metadata asks for {module}.{name}, which no metadata of Nevis'22 needs: nothing of it was "
+            "run. Use a directory from a source that you trust."
+        )

@@ -1,0 +1,113 @@
+"""Where a task's images come from before they are ingested: one interface for every kind of source."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image
+from torch import Tensor
+
+PARTS = ("train", "dev", "dev_test", "test")  # dev_test may be absent
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image that is not read yet. `where` names it in errors; `label` is a class, or a tuple of tags."""
+
+    where: str
+    label: int | tuple[int, ...]
+    open: Callable[[], Image.Image]
+
+
+class Source(Protocol):
+    """A task's images. Making one reads no image; an absent or broken one raises UserError."""
+
+    kind: str  # "classification" or "multi-label"
+    num_classes: int
+    every_class_trains: bool  # whether a class without a training image is a mistake
+
+    def content(self) -> str:
+        """A hash that changes when the images, labels or splits do; cheap, decodes nothing."""
+
+    def parts(self) -> dict[str, Sequence[Example]]:
+        """The examples of each part, in a fixed random order, so that the first n are a random subset."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, H, W, 3) as uint8, and labels: classes (N,) int64 or tags (N, C) float 0/1."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's images at one size, in its fixed parts."""
+
+    train: Split
+    dev: Split
+    test: Split
+    dev_test: Split | None = None  # Nevis'22 has one where it cuts the parts itself
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a stream. `read` gives its images at a side in pixels; `content` is a hash of them."""
+
+    name: str
+    year: int
+    domain: str
+    kind: str  # "classification" or "multi-label"
+    num_classes: int
+    content: str
+    read: Callable[[int], TaskData]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Tasks in the order in which they are learnt, and the names of those that were not here."""
+
+    name: str
+    tasks: tuple[Task, ...]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def content(self) -> str:
+        """A hash of what the tasks hold and of their order."""
+        listed = "\n".join(f"{task.name} {task.content}" for task in self.tasks)
+        return hashlib.sha256(listed.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A task as a stream lists it. `how` says where it is or how to get it; without `open` it is not here."""
+
+    name: str
+    year: int
+    domain: str
+    kind: str
+    num_classes: int | None
+    how: str
+    open: Callable[[], Source] | None
+
+
+Lister = Callable[..., list[Listed]]
+STREAMS: dict[str, Lister] = {}
+
+
+def stream(name: str):
+    """Register the decorated function, which lists the tasks of the stream `name`.
+
+    It gets what a user writes behind the name, split at slashes, as arguments.
+    """
+
+    def register(list_rows: Lister) -> Lister:
+        STREAMS[name] = list_rows
+        return list_rows
+
+    return register

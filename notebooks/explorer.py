@@ -1,0 +1,199 @@
+"""The widgets of notebooks/explore.ipynb: prune, look, fine-tune, and compare with the records."""
+
+import io
+from html import escape
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import yaml
+from ipywidgets import HTML, Button, Dropdown, FloatSlider, HBox, Image, Layout, Text, VBox
+from matplotlib.figure import Figure
+
+from lib.common.errors import UserError
+from lib.common.files import atomic_path
+from lib.common.paths import BUILD
+from lib.evidence import records as analysis
+from lib.evidence.figures.style import PAGE_WIDTH, budget_axis
+from lib.networks.backbone import load_backbone, normalised
+from lib.networks.macs import forward_macs
+from lib.networks.measure import fidelity, measure_latency
+from lib.pruning import plan_pruning
+from lib.pruning.criteria import CRITERIA
+from lib.pruning.repairs import REPAIRS
+from lib.pruning.sites import GRANULARITIES
+from lib.runs.run import run_stream
+from lib.runs.spec import RunSpec
+from lib.streams import list_tasks
+from lib.streams.load import mixed_images
+
+BACKBONES = ["resnet26_64", "resnet18half_64", "efficientnet_lite0"]  # they have a learning-rate rule
+BUDGETS = [0.125, 0.25, 0.5, 1.0, 2.0]
+IMAGE_SIZE, BATCH = 64, 16
+CALIBRATION_IMAGES, IMAGES = (
+    32,
+    64,
+)  # what criteria and repairs look at, and others that fidelity is measured on
+
+
+class Explorer:
+    """Choose a pruned network; see what is left of it; fine-tune it with a curve that grows."""
+
+    def __init__(self, out: Path = BUILD / "explore"):
+        self.out = out
+        self.dense = {}
+        self.backbone = Dropdown(options=BACKBONES, description="backbone")
+        self.ratio = FloatSlider(
+            value=0.5,
+            min=0,
+            max=0.9,
+            step=0.05,
+            description="removed",
+            readout_format=".0%",
+            continuous_update=False,
+        )
+        self.criterion = Dropdown(options=list(CRITERIA), value="activation", description="criterion")
+        self.repair = Dropdown(options=list(REPAIRS), value="mean", description="repair")
+        self.granularity = Dropdown(options=GRANULARITIES, description="granularity")
+        self.task = Dropdown(options=list(list_tasks("pocket")["name"]), description="task")
+        self.folder = Text(
+            placeholder="or a folder of your own: train/<class>/*", layout=Layout(width="28em")
+        )
+        self.start = Button(description="fine-tune", button_style="primary")
+        self.summary, self.message = HTML(), HTML()
+        self.network_picture = Image(format="png")
+        self.curve_picture = Image(format="png", layout=Layout(display="none"))
+        for chosen in (self.backbone, self.ratio, self.granularity, self.criterion, self.repair):
+            chosen.observe(lambda _: self.prune(), names="value")
+        self.start.on_click(lambda _: self.fine_tune())
+        self.view = VBox(
+            [
+                HBox([self.backbone, self.ratio]),
+                HBox([self.granularity, self.criterion, self.repair]),
+                self.summary,
+                self.network_picture,
+                HBox([self.task, self.folder, self.start]),
+                self.message,
+                self.curve_picture,
+            ]
+        )
+        self.prune()
+
+    def prune(self) -> None:
+        """Show what the chosen pruning leaves."""
+        try:
+            self._prune()
+        except UserError as error:
+            self.message.value = f"<b>{escape(str(error))}</b>"
+
+    def _prune(self) -> None:
+        name = self.backbone.value
+        if name not in self.dense:
+            network = load_backbone(name)
+            images = normalised(
+                mixed_images(CALIBRATION_IMAGES + IMAGES, IMAGE_SIZE).permute(0, 3, 1, 2), network
+            )
+            self.dense[name] = network, images, measure_latency(network, IMAGE_SIZE, batch_size=BATCH)
+        dense, images, dense_time = self.dense[name]
+        plan = plan_pruning(
+            dense,
+            self.ratio.value,
+            self.criterion.value,
+            granularity=self.granularity.value,
+            repair=self.repair.value,
+            images=images[:CALIBRATION_IMAGES],
+            image_size=IMAGE_SIZE,
+        )
+        pruned = plan.apply(dense)
+        kept = fidelity(dense, pruned, images[CALIBRATION_IMAGES:])
+        macs, before = (forward_macs(network, IMAGE_SIZE) for network in (pruned, dense))
+        time = measure_latency(pruned, IMAGE_SIZE, batch_size=BATCH)
+        self.summary.value = (
+            f"<b>{macs / 1e6:.1f}</b> of {before / 1e6:.1f} million MACs ({macs / before:.0%}); "
+            f"<b>{time:.0f}</b> of {dense_time:.0f} ms for {BATCH} images ({time / dense_time:.0%}); "
+            f"zero-shot fidelity <b>{kept:.2f}</b> (1: untouched, 0: unrelated)"
+        )
+        self.network_picture.value = _png(_filters(plan.table()))
+        self.message.value = ""
+
+    def fine_tune(self) -> None:
+        """Fine-tune at ever larger budgets; the curve grows with each."""
+        self.start.disabled = True
+        try:
+            errors: dict[float, float] = {}
+            for budget in BUDGETS:
+                self.message.value = f"{budget:g} dense epochs ..."
+                records = run_stream(self._spec(budget), self.out)
+                errors[budget] = records["error_test"].iloc[0]
+                self.curve_picture.value = _png(_curve(errors, self._measured_before()))
+                self.curve_picture.layout.display = ""
+            self.message.value = ", ".join(f"{b:g}: error {error:.3f}" for b, error in errors.items())
+        except UserError as error:
+            self.message.value = f"<b>{escape(str(error))}</b>"
+        finally:
+            self.start.disabled = False
+
+    def _spec(self, budget: float) -> RunSpec:
+        stream, tasks = "pocket", [self.task.value]
+        if own := self.folder.value.strip():
+            stream, tasks = self.out / "stream.yaml", None
+            source = {"name": "mine", "source": f"folder:{Path(own).expanduser().resolve()}", "year": 2000}
+            with atomic_path(stream) as temporary:
+                temporary.write_text(yaml.safe_dump({"name": "explore", "tasks": [source]}))
+        return RunSpec(
+            backbone=self.backbone.value,
+            ratio=self.ratio.value,
+            granularity=self.granularity.value,
+            criterion=self.criterion.value,
+            repair=self.repair.value,
+            stream=str(stream),
+            tasks=tasks,
+            budgets=[budget],
+            train_images=400,
+            evaluation_images=200,
+            image_size=IMAGE_SIZE,
+        )
+
+    def _measured_before(self) -> pd.DataFrame:
+        """The front of the committed records on this task, or of all tasks for a folder of one's own."""
+        records = analysis.load_records("paper", *analysis.COMPARED)
+        records = records[records["unit"] == f"{self.backbone.value}@{IMAGE_SIZE}"]
+        if not self.folder.value.strip():
+            records = records[records["task"] == self.task.value]
+        means = records.pivot_table("error_test", "budget", "arm")
+        return (
+            pd.DataFrame({"error": means.min(axis=1), "arm": means.idxmin(axis=1)}) if len(means) else means
+        )
+
+
+def _filters(table: pd.DataFrame) -> Figure:
+    """Filters of every site, before and after."""
+    figure, axes = plt.subplots(figsize=(PAGE_WIDTH, 2.2))
+    places = np.arange(len(table))
+    axes.bar(places, table["before"], color="0.85", label="removed")
+    axes.bar(places, table["after"], color="tab:red", label="kept")
+    axes.set(xlabel="site, from the image to the representation", ylabel="filters")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _curve(errors: dict[float, float], front: pd.DataFrame) -> Figure:
+    """The errors so far, over the front of what was measured before."""
+    figure, axes = plt.subplots(figsize=(PAGE_WIDTH * 0.7, 2.6))
+    if len(front):
+        axes.plot(front.index, front["error"], color="gold", linewidth=5, alpha=0.6, label="front")
+        for budget, row in front.iterrows():
+            axes.annotate(row["arm"], (budget, row["error"]), fontsize=5, rotation=20, color="0.4")
+    axes.plot(list(errors), list(errors.values()), color="tab:red", marker="o", label="this network")
+    budget_axis(axes, np.array(BUDGETS))
+    axes.set_ylabel("test error")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    plt.close(figure)
+    return file.getvalue()

@@ -1,0 +1,257 @@
+"""The claims of the paper, each a measure over records or over the code itself, with what must hold of it.
+
+`paper/claims.yaml` lists them. A measure gives a value and, where it comes from trained networks, a 95 %
+interval; a claim is reproduced where its `holds` is true of a new measurement.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from scipy.stats import spearmanr
+from torch import nn
+
+from lib.common.errors import UserError
+from lib.common.paths import FIGURES, ROOT
+from lib.evidence import adviser, scaling
+from lib.evidence import records as analysis
+from lib.learning.ledger import Ledger
+from lib.learning.training import Recipe, TaskNetwork, fine_tune
+from lib.networks.backbone import load_backbone
+from lib.networks.macs import forward_macs, training_macs
+from lib.pruning import plan_pruning
+from lib.pruning.sites import find_sites
+from lib.pruning.surgery import mask_channels
+from lib.streams import Split
+
+CLAIMS = ROOT / "paper" / "claims.yaml"
+DISTANCES = FIGURES / "paper" / "11_filter_or_channel.csv"  # a column of its source data
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value and its 95 % interval, which is the value itself where nothing was sampled."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`says` is a sentence with places for value, low and high; `holds` a condition on the three."""
+
+    id: str
+    says: str
+    measure: str
+    arguments: dict
+    holds: str
+
+    def sentence(self, measured: Measured) -> str:
+        """What the claim says of a measurement."""
+        return self.says.format(value=measured.value, low=measured.low, high=measured.high)
+
+    def is_true_of(self, measured: Measured) -> bool:
+        """Whether `holds` holds."""
+        row = pd.DataFrame({"value": [measured.value], "low": [measured.low], "high": [measured.high]})
+        return bool(row.eval(self.holds).item())
+
+
+class NotMeasured(UserError):
+    """The profile's records do not have what a claim is about."""
+
+    def __init__(self, claim: str = "a claim"):
+        super().__init__(
+            f"The records do not have what {claim} is about: run the arms and budgets that it names."
+        )
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a claim is measured, and whether from records or from the code."""
+
+    call: Callable[..., Measured]
+    needs_records: bool
+
+
+MEASURES: dict[str, Measure] = {}
+
+
+def measure(needs_records: bool):
+    """Register the decorated function under its name."""
+
+    def register(call: Callable[..., Measured]) -> Callable[..., Measured]:
+        MEASURES[call.__name__] = Measure(call, needs_records)
+        return call
+
+    return register
+
+
+def load_claims() -> list[Claim]:
+    """The claims of `paper/claims.yaml`. Raises UserError for one that names an unknown measure."""
+    claims = [Claim(**fields) for fields in yaml.safe_load(CLAIMS.read_text())]
+    for claim in claims:
+        if claim.measure not in MEASURES:
+            raise UserError(
+                f"{CLAIMS.name}: claim {claim.id} has measure={claim.measure!r}: expected one of "
+                f"{', '.join(MEASURES)}."
+            )
+    return claims
+
+
+def measured(claim: Claim, records: pd.DataFrame | None) -> Measured:
+    """Measure a claim. Raises NotMeasured where that takes records that there are none of."""
+    chosen = MEASURES[claim.measure]
+    if not chosen.needs_records:
+        return chosen.call(**claim.arguments)
+    if records is None:
+        raise NotMeasured(claim.id)
+    try:
+        return chosen.call(records, **claim.arguments)
+    except NotMeasured:
+        raise NotMeasured(claim.id) from None
+
+
+def _pair(records: pd.DataFrame, *points: tuple[str, float]) -> list[np.ndarray]:
+    """The errors (T, S) of two arms, each at a budget, over the seeds in common."""
+    table = analysis.errors_by_seed(records[records["arm"].isin([arm for arm, _ in points])])
+    if not set(points) <= set(table.index):
+        raise NotMeasured
+    return analysis.seeds_in_common(table, *points)
+
+
+@measure(needs_records=True)
+def improvement(
+    records: pd.DataFrame, arm: str, over: str, budget: float, of: str, over_budget: float | None = None
+) -> Measured:
+    """What an arm gains over another at the same budget, or at another: one of records.MEASURES."""
+    pair = _pair(records, (arm, budget), (over, over_budget or budget))
+    statistic = analysis.MEASURES[of]
+    return _with_interval(statistic, pair)
+
+
+@measure(needs_records=True)
+def ahead_until(records: pd.DataFrame, arm: str, over: str) -> Measured:
+    """The largest budget up to which an arm has the lower mean error at every budget that both have.
+
+    `low`: up to which chance alone does not explain that; `high`: up to which it is at least not excluded.
+    0 where the smallest budget already does not show it.
+    """
+    of_arms = records[records["arm"].isin([arm, over])]
+    if of_arms["arm"].nunique() < 2:
+        raise NotMeasured
+    budgets = np.sort(analysis.at_shared_budgets(of_arms)["budget"].unique())
+    gained = [improvement(of_arms, arm, over, budget, "points_gained") for budget in budgets]
+
+    def until(end: str) -> float:
+        ahead = [getattr(measured, end) > 0 for measured in gained]
+        return float([0, *budgets][[*ahead, False].index(False)])
+
+    return Measured(until("value"), until("low"), until("high"))
+
+
+@measure(needs_records=True)
+def best_share(records: pd.DataFrame, unit: str, granularity: str, budget: float) -> Measured:
+    """The share of filters whose removal gives the lowest error at a budget, of those that were run."""
+    grid = scaling.main_grid(records[records["unit"] == unit], granularity)
+    if grid["ratio"].nunique() < 3:
+        raise NotMeasured
+    best = scaling.best_ratio(grid)
+    row = best[best["budget"] == budget]
+    if row.empty:
+        raise NotMeasured
+    return Measured(*row[["ratio", "low", "high"]].iloc[0].astype(float))
+
+
+@measure(needs_records=True)
+def adviser_lead(records: pd.DataFrame, unit: str, granularity: str | None = None) -> Measured:
+    """By how many points of error the adviser's mean regret is below that of the best fixed choice.
+
+    Of all networks and learners of a unit, or of the main grid of a granularity alone.
+    """
+    of_unit = records[records["unit"] == unit]
+    if granularity:
+        of_unit = analysis.at_shared_budgets(scaling.main_grid(of_unit, granularity))
+    if of_unit["arm"].nunique() < 3:
+        raise NotMeasured
+    table = adviser.regrets(of_unit).pivot_table("regret", "task", "policy")
+    fixed = table.drop(columns="adviser")
+    pair = [table[["adviser"]].to_numpy(), fixed[[fixed.mean().idxmin()]].to_numpy()]
+    return _with_interval(analysis.points_gained, pair)
+
+
+@measure(needs_records=True)
+def distance_correlation(records: pd.DataFrame, unit: str) -> Measured:
+    """Spearman's correlation of a task's distance with the lead of `filter` over `channel`, over tasks.
+
+    A task's lead is averaged over ratios and budgets first. Distances are those that notebook 11 measured.
+    """
+    of_unit = records[records["unit"] == unit]
+    if of_unit["granularity"].nunique() < 2:
+        raise NotMeasured
+    leads = analysis.granularities_compared(of_unit).groupby("task", sort=False)["points"].mean()
+    measured_before = pd.read_csv(DISTANCES).query("unit == @unit").groupby("task")["distance"].first()
+    if not set(leads.index) <= set(measured_before.index):
+        raise NotMeasured
+    pairs = np.array([(measured_before[task], lead) for task, lead in leads.items()])
+    drawn = np.random.default_rng(0).integers(len(pairs), size=(analysis.RESAMPLES // 4, len(pairs)))
+    found = [spearmanr(*pairs[draw].T).statistic for draw in drawn if len(set(draw)) > 2]
+    return Measured(float(spearmanr(*pairs.T).statistic), *map(float, np.percentile(found, [2.5, 97.5])))
+
+
+def _with_interval(statistic: Callable[..., np.ndarray], errors: list[np.ndarray]) -> Measured:
+    """A statistic of errors (T, S), and its interval over tasks and seeds."""
+    value = statistic(*(error.mean(1) for error in errors))
+    return Measured(float(value), *analysis.bootstrap(statistic, *errors))
+
+
+def _exactly(value: float) -> Measured:
+    return Measured(value, value, value)
+
+
+@measure(needs_records=False)
+def share_of_macs(backbone: str, ratio: float, granularity: str, image_size: int) -> Measured:
+    """The forward MACs of a pruned network over those of the dense one."""
+    dense = load_backbone(backbone)
+    pruned = plan_pruning(dense, ratio, granularity=granularity).apply(dense)
+    return _exactly(forward_macs(pruned, image_size) / forward_macs(dense, image_size))
+
+
+@measure(needs_records=False)
+def masked_difference(backbone: str, ratio: float, image_size: int) -> Measured:
+    """The largest difference of the pruned network's representation from the masked one's, over its size."""
+    dense = load_backbone(backbone).double()
+    plan = plan_pruning(dense, ratio)
+    masked = copy.deepcopy(dense)
+    for site in find_sites(masked, plan.granularity):
+        mask_channels(masked, site, torch.tensor(plan.kept[site.name]))
+    shape = 4, 3, image_size, image_size
+    images = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = masked(images)
+        difference = (plan.apply(dense)(images) - expected).abs().max() / expected.abs().max()
+    return _exactly(difference.item())
+
+
+@measure(needs_records=False)
+def ledger_difference(backbone: str, images: int) -> Measured:
+    """Charged images over images that went through the first layer in training, minus 1."""
+    network = TaskNetwork(load_backbone(backbone), 10)
+    seen = []
+
+    def see(_, inputs: tuple, __) -> None:
+        if not inputs[0].is_meta:  # counting MACs runs on meta tensors
+            seen.append(len(inputs[0]))
+
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_hook(see)
+    each = training_macs(network, 64)
+    split = Split(torch.zeros(64, 64, 64, 3, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64))
+    ledger = Ledger(math.ceil(images * each))
+    fine_tune(network, split, ledger, Recipe(1e-4), "fp32", seed=0)
+    return _exactly(ledger.total / (sum(seen) * each) - 1)

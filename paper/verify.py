@@ -1,0 +1,109 @@
+"""Measure the paper's claims again: `python -m paper.verify PROFILE`.
+
+First the committed records against the arms that the profile `paper` lists, and every committed number
+against the records; then each claim that the profile can test, on its own records or on the code. Exits 1
+when a number differs or a claim that was tested does not hold. Once `make rerun PROFILE=paper` has measured
+the records anew, numbers differ as they must: with that profile the claims are tested on the new ones.
+"""
+
+import json
+import sys
+
+import pandas as pd
+
+from lib.common.errors import UserError, exit_with_one_sentence
+from lib.evidence.records import COMPARED, load_records
+from lib.runs.profiles import arms_of, records_file
+from lib.runs.spec import RunSpec
+from paper.build import GENERATED, PINNED, generated_files, published_claims
+from paper.claims import MEASURES, Measured, NotMeasured, load_claims, measured
+
+TOO_SMALL = ("smoke",)  # its records say that everything works, and nothing about errors
+
+
+def altered() -> list[str]:
+    """The generated files that are not what the committed records and claims give."""
+    return [
+        name
+        for name, text in generated_files(published_claims()).items()
+        if not (GENERATED / name).exists() or (GENERATED / name).read_text() != text
+    ]
+
+
+def unlike_their_arms() -> list[str]:
+    """The arms of the paper whose records were measured with other fields or budgets than are listed."""
+    found = []
+    for arm, fields in arms_of("paper").items():
+        if (file := records_file("paper", arm)).exists():
+            records, spec = pd.read_parquet(file), RunSpec(**fields).model_dump()
+            same = set(records["budget"]) == set(spec.pop("budgets"))
+            for name in fields.keys() & spec.keys() & set(records.columns):
+                same &= bool((records[name] == spec[name]).all())
+            if not same:
+                found.append(arm)
+    return found
+
+
+def verify(profile: str) -> tuple[pd.DataFrame, bool]:
+    """A row a claim: what was published, what is measured now, and the verdict; and whether all is well."""
+    arms_of(profile)  # refuses an unknown one
+    published = json.loads((GENERATED / "claims.json").read_text())
+    records = None if profile in TOO_SMALL else load_records(profile, *COMPARED)
+    rows, well = [], True
+    for claim in load_claims():
+        before, now, verdict = Measured(**published[claim.id]), None, "not measured here"
+        try:
+            now = measured(claim, records)
+        except NotMeasured:
+            pass
+        else:
+            verdict = "reproduced" if claim.is_true_of(now) else "not reproduced"
+            well &= claim.is_true_of(now)
+        kind = "records" if MEASURES[claim.measure].needs_records else "code"
+        rows.append(
+            {
+                "claim": claim.id,
+                "of": kind,
+                "holds": claim.holds,
+                "published": _shown(before),
+                "now": "" if now is None else _shown(now),
+                "verdict": verdict,
+            }
+        )
+    return pd.DataFrame(rows), well
+
+
+def _shown(measured: Measured) -> str:
+    interval = "" if measured.low == measured.high else f" [{measured.low:+.3f}, {measured.high:+.3f}]"
+    return f"{measured.value:+.3f}{interval}"
+
+
+def main(profile: str) -> None:
+    if unlike := unlike_their_arms():
+        raise UserError(
+            f"The records of {', '.join(unlike)} were not measured with what profiles.toml lists: expected "
+            "the same fields and budgets. Run `make rerun PROFILE=paper`, or restore them by `git checkout`."
+        )
+    wrong = altered()
+    anew = profile == "paper" and PINNED in wrong
+    if wrong and not anew:
+        raise UserError(
+            f"{', '.join(wrong)} in {GENERATED.name}/ are not what the committed records give: expected the "
+            "files of `make numbers`. Restore them or the records with `git checkout`."
+        )
+    table, well = verify(profile)
+    print(table.to_string(index=False))
+    counts = table["verdict"].value_counts()
+    print(
+        "\nThe records are not the published ones: the claims were tested on what was measured anew."
+        if anew
+        else "\nEvery committed number follows from the committed records."
+    )
+    print(f"{profile}: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + ".")
+    if not well:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    with exit_with_one_sentence():
+        main(*sys.argv[1:])

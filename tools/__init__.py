@@ -1,0 +1,1 @@
+"""What made the committed data, weights and tables, and what runs the grid: commands, no library."""
