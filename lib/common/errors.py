@@ -1,12 +1,19 @@
 """The one exception for bad input, and what a command does with it."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
 class UserError(ValueError):
     """Bad input. Its message names the value, what was expected and what to do."""
+
+
+def choose(kind: str, name: object, known: Iterable[str]) -> None:
+    """Raise UserError unless `name` is one of the `known` names of this `kind` of thing."""
+    names = list(known)
+    if name not in names:
+        raise UserError(f"Unknown {kind} {name!r}: expected one of {', '.join(names)}.")
 
 
 @contextmanager
