@@ -19,7 +19,6 @@ from lib.evidence import records as analysis
 from lib.networks.backbone import load_backbone
 from lib.networks.macs import forward_macs
 from lib.runs.profiles import arms_of
-from lib.runs.run import capped
 from lib.runs.spec import RunSpec
 from lib.streams import list_tasks, load_stream
 from paper.claims import Claim, Measured, load_claims, measured
@@ -144,7 +143,7 @@ def _tasks() -> str:
     spec = RunSpec(**arms_of("paper")["dense"])
     rows = []
     for task in load_stream(spec.stream).tasks:
-        data = capped(task.read(spec.image_size), spec)
+        data = task.read(spec.image_size).first(spec.train_images, spec.evaluation_images)
         outputs = f"{task.num_classes} tags" if task.kind == "multi-label" else str(task.num_classes)
         counts = str(len(data.train)), str(len(data.test))
         rows.append([task.name.replace("_", " "), task.domain, str(task.year), outputs, *counts])

@@ -13,7 +13,7 @@ from lib.networks.backbone import load_backbone
 from lib.networks.macs import forward_macs, training_macs
 from lib.pruning import plan_pruning
 from lib.runs.profiles import arms_of, is_done
-from lib.runs.run import capped, chosen_tasks, trained_epochs
+from lib.runs.run import trained_epochs
 from lib.runs.spec import RunSpec
 from lib.streams import load_stream
 
@@ -37,8 +37,8 @@ def seconds_of(spec: RunSpec) -> float:
     name, size = (spec.reference or f"{spec.backbone}@{spec.image_size}").split("@")
     epoch = training_macs(TaskNetwork(load_backbone(name, pretrained=False), 10), int(size))
     images = 0
-    for task in chosen_tasks(load_stream(spec.stream, spec.missing), spec).tasks:
-        data = capped(task.read(spec.image_size), spec)
+    for task in load_stream(spec.stream, spec.missing).only(spec.tasks).tasks:
+        data = task.read(spec.image_size).first(spec.train_images, spec.evaluation_images)
         images += sum(trained_epochs(spec)) * len(data.train) * epoch / train
         images += len(spec.budgets) * (len(data.dev) + len(data.test)) * forward / train
     return images / rate

@@ -27,7 +27,7 @@ from lib.networks.macs import forward_macs, training_macs
 from lib.runs.spec import RunSpec
 from lib.runs.stamps import training_hash
 from lib.runs.start import Start, Starts
-from lib.streams import Split, Stream, Task, TaskData, load_stream
+from lib.streams import Stream, Task, TaskData, load_stream
 
 MEASURED = ("dev", "test")  # the parts whose error a record reports
 CHARGED = {  # a record's column -> the ledger's purpose
@@ -50,7 +50,7 @@ def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
     run goes on where it stopped. What other training code computed is computed anew.
     """
     set_up_cpu(spec.threads)
-    stream = chosen_tasks(load_stream(spec.stream, spec.missing), spec)
+    stream = load_stream(spec.stream, spec.missing).only(spec.tasks)
     folder = Path(out) / spec.key(stream.content)
     with _alone_in(folder):
         code = training_hash(spec.backbone)
@@ -76,7 +76,7 @@ def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
 
 def run_folder(spec: RunSpec, out: Path | str) -> Path:
     """Where `run_stream` keeps what it computes for `spec`."""
-    return Path(out) / spec.key(chosen_tasks(load_stream(spec.stream, spec.missing), spec).content)
+    return Path(out) / spec.key(load_stream(spec.stream, spec.missing).only(spec.tasks).content)
 
 
 def export_records(spec: RunSpec, out: Path | str, file: Path | str) -> None:
@@ -109,7 +109,13 @@ def _run_tasks(spec: RunSpec, stream: Stream, folder: Path) -> list[dict]:
         raise UserError(f"device={spec.device} is not here: this torch sees no GPU. Use device='cpu'.")
     torch.manual_seed(spec.seed)
     dense = load_backbone(spec.backbone, spec.pretrained)
-    starts = Starts(spec, dense, lambda event: capped(stream.tasks[event].read(spec.image_size), spec))
+    starts = Starts(
+        spec,
+        dense,
+        lambda event: (
+            stream.tasks[event].read(spec.image_size).first(spec.train_images, spec.evaluation_images)
+        ),
+    )
     unit_network, unit_size = dense, spec.image_size
     if spec.reference is not None:
         name, size = spec.reference.split("@")
@@ -123,7 +129,7 @@ def _run_tasks(spec: RunSpec, stream: Stream, folder: Path) -> list[dict]:
         for budget in spec.budgets:
             done = folder / "events" / f"{event}-{budget!r}.json"
             if not done.exists():
-                data = data or capped(task.read(spec.image_size), spec)
+                data = data or task.read(spec.image_size).first(spec.train_images, spec.evaluation_images)
                 limit = round(budget * len(data.train) * dense_epoch_macs)
                 start = starts.for_task(event)
                 memory = Memory(folder / "networks", budget, LEARNERS[spec.learner].remembers, start.network)
@@ -265,30 +271,6 @@ def _learnt(
         # Where nothing can be learnt, nothing is spent.
         return learnt, Ledger(0), "the budget is too small for two images"
     return learnt, ledger, learnt.note
-
-
-def chosen_tasks(stream: Stream, spec: RunSpec) -> Stream:
-    """The part of a stream that the spec names. Raises UserError for a task that is not in it."""
-    if spec.tasks is None:
-        return stream
-    unknown = set(spec.tasks) - {task.name for task in stream.tasks}
-    if unknown:
-        raise UserError(
-            f"tasks={sorted(unknown)} are not in the stream {stream.name!r}: expected some of "
-            f"{', '.join(task.name for task in stream.tasks)}."
-        )
-    tasks = tuple(task for task in stream.tasks if task.name in spec.tasks)
-    return Stream(stream.name, tasks, stream.left_out)
-
-
-def capped(data: TaskData, spec: RunSpec) -> TaskData:
-    """At most the spec's number of images a part: the first ones, whose order is already random."""
-
-    def cap(split: Split, most: int | None) -> Split:
-        return Split(split.images[:most], split.labels[:most])
-
-    most = spec.evaluation_images
-    return TaskData(cap(data.train, spec.train_images), cap(data.dev, most), cap(data.test, most))
 
 
 @contextmanager

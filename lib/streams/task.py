@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from PIL import Image
 from torch import Tensor
+
+from lib.common.errors import UserError
 
 PARTS = ("train", "dev", "dev_test", "test")  # dev_test may be absent
 
@@ -44,6 +46,15 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether an image may have several tags, or none, instead of one class."""
+        return self.labels.ndim == 2
+
+    def first(self, count: int | None) -> "Split":
+        """At most `count` images, all without it: the first ones, whose order is already random."""
+        return Split(self.images[:count], self.labels[:count])
+
 
 @dataclass(frozen=True)
 class TaskData:
@@ -53,6 +64,10 @@ class TaskData:
     dev: Split
     test: Split
     dev_test: Split | None = None  # Nevis'22 has one where it cuts the parts itself
+
+    def first(self, train: int | None, evaluation: int | None) -> "TaskData":
+        """At most `train` images to learn from, and `evaluation` each of dev and test."""
+        return TaskData(self.train.first(train), self.dev.first(evaluation), self.test.first(evaluation))
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,15 @@ class Stream:
         """A hash of what the tasks hold and of their order."""
         listed = "\n".join(f"{task.name} {task.content}" for task in self.tasks)
         return hashlib.sha256(listed.encode()).hexdigest()
+
+    def only(self, names: Sequence[str] | None) -> "Stream":
+        """The tasks called so, in the stream's order; all for None. Raises UserError for another name."""
+        known = [task.name for task in self.tasks]
+        if unknown := sorted(set(names or ()) - set(known)):
+            raise UserError(
+                f"tasks={unknown} are not in the stream {self.name!r}: expected some of {', '.join(known)}."
+            )
+        return replace(self, tasks=tuple(task for task in self.tasks if names is None or task.name in names))
 
 
 @dataclass(frozen=True)
