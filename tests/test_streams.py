@@ -17,7 +17,7 @@ from lib.streams.pocket import POCKET
 
 COLUMNS = ["name", "year", "domain", "kind", "num_classes", "available", "how"]
 CARDS = {card["name"]: card for card in json.loads((POCKET / "cards.json").read_text())}
-POCKET = list(CARDS)
+NAMES = list(CARDS)
 TASKS = [
     (stream, task.name)
     for stream in ["pocket"]
@@ -108,13 +108,13 @@ def test_first_images_stand_for_all(stream, name):
 
 def test_tasks_do_not_share_images():
     owner: dict[bytes, str] = {}
-    for name in POCKET:
+    for name in NAMES:
         for _, part in parts(read("pocket", name)):
             for digest in digests(part.images):
                 assert owner.setdefault(digest, name) == name
 
 
-@pytest.mark.parametrize("name", POCKET)
+@pytest.mark.parametrize("name", NAMES)
 def test_card_tells_the_truth(name):
     card, data = CARDS[name], read("pocket", name)
     assert card["counts"] == {label: len(part) for label, part in parts(data)}
@@ -125,7 +125,7 @@ def test_card_tells_the_truth(name):
         assert card["majority"] == pytest.approx(np.bincount(test).max() / len(test), abs=0.005)
 
 
-@pytest.mark.parametrize("name", POCKET)
+@pytest.mark.parametrize("name", NAMES)
 def test_card_gives_licence_origin_and_baselines(name):
     card = CARDS[name]
     for field in ("licence", "origin", "attribution", "title"):
@@ -135,12 +135,12 @@ def test_card_gives_licence_origin_and_baselines(name):
 
 
 def test_repository_stays_small():
-    sizes = [file.stat().st_size for file in (POCKET).rglob("*") if file.is_file()]
+    sizes = [file.stat().st_size for file in POCKET.rglob("*") if file.is_file()]
     assert sum(sizes) <= 30 * 2**20
 
 
 def test_every_file_belongs_to_a_card():
-    assert {file.stem for file in (POCKET).glob("[!.]*.parquet")} == set(CARDS)
+    assert {file.stem for file in POCKET.glob("[!.]*.parquet")} == set(CARDS)
 
 
 def test_images_are_resized_on_request():
