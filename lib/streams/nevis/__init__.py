@@ -2,7 +2,8 @@
 
 "nevis/full", "nevis/short" and so on; with "/meta_train" after it, the years before 2020 alone, on which the
 benchmark has everything chosen. A task is here when its data set lies in the folder `datasets_folder()`:
-prepared by the benchmark's tools in nevis/KEY, for torchvision in torchvision/, or as images in folders/NAME.
+prepared by the benchmark's tools in nevis/KEY, for torchvision in torchvision/, by tools/datasets in
+folders/NAME.zip, or as images in folders/NAME.
 """
 
 import json
@@ -15,6 +16,7 @@ import numpy as np
 
 from lib.common.errors import UserError
 from lib.common.paths import BUILD
+from lib.streams.archive import ArchiveSource
 from lib.streams.folder import FolderSource
 from lib.streams.nevis.prepared import PreparedSource
 from lib.streams.task import Listed, Source, stream
@@ -117,7 +119,11 @@ def _listed(event: Event) -> Listed:
 def _places(name: str, row: dict, root: Path) -> list[tuple[str, bool, Callable[[], Source]]]:
     """Where a data set may lie: what to say of the place, whether it is there, and how to open it."""
     folder = root / "folders" / name
-    places = [(f"images in {folder}/train/<class>", folder.is_dir(), partial(FolderSource, folder))]
+    archive = folder.with_name(f"{name}.zip")
+    places = [
+        (f"{archive} (of `python -m tools.datasets`)", archive.is_file(), partial(ArchiveSource, archive)),
+        (f"images in {folder}/train/<class>", folder.is_dir(), partial(FolderSource, folder)),
+    ]
     if "torchvision" in row:
         known, below = row["torchvision"], root / "torchvision"
         opener = partial(TorchvisionSource, known, below)
