@@ -10,41 +10,45 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import nbformat
 import papermill
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from lib.common.errors import UserError, exit_with_one_sentence
 from lib.common.files import atomic_path
+from lib.common.paths import ROOT
+
+LONGEST_TEMPORARY = 82  # bytes of a folder's name: a socket in it may have 107, and 103 on macOS
 
 
 def execute(notebook: Path, output: Path, parameters: dict, label: str) -> None:
     """Run `notebook` with `parameters` and write it to `output` when every cell has completed.
 
-    Progress that the notebook reports is printed, each line after `label`. Raises UserError for a
-    parameter the notebook does not have, or with the last line of the error when a cell fails.
+    The kernel is the interpreter that runs this, whatever is installed under the kernel's name, and reads no
+    IPython profile of the user's. Progress that the notebook reports is printed, each line after `label`.
+    Raises UserError for a parameter that the notebook does not have, or with the last line of the error when
+    a cell fails.
     """
-    if not notebook.exists():
-        raise UserError(
-            f"{notebook} does not exist: expected a notebook, such as notebooks/experiment.ipynb."
-        )
-    known = papermill.inspect_notebook(str(notebook))
-    unknown = sorted(parameters.keys() - known.keys())
-    if unknown:
-        raise UserError(
-            f"{notebook.name} has no parameter {', '.join(map(repr, unknown))}: expected some of "
-            f"{', '.join(known)}."
-        )
+    _check(notebook, parameters)
     # IPC sockets in a folder of their own: no TCP port to race for, and kernels side by side keep apart.
     with (
         atomic_path(output) as temporary,
-        tempfile.TemporaryDirectory(prefix="kernel-") as sockets,
-        _follow_progress(label),
+        tempfile.TemporaryDirectory(prefix="kernel-", dir=_short_folder()) as own,
+        _followed_progress(label) as progress_file,
     ):
-        transport = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
+        variables = {
+            "PROGRESS_FILE": str(progress_file),
+            "IPYTHONDIR": f"{own}/ipython",
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+        }
         try:
             executed = papermill.execute_notebook(
                 str(notebook),
@@ -53,7 +57,8 @@ def execute(notebook: Path, output: Path, parameters: dict, label: str) -> None:
                 progress_bar=False,
                 cwd=str(notebook.parent),
                 kernel_name="python3",
-                config=transport,
+                kernel_manager_class=_kernel_manager(variables),
+                config=Config(KernelManager={"transport": "ipc", "ip": f"{own}/kernel"}),
                 # A kernel is interrupted before it is ended, which some report as an error.
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
@@ -75,34 +80,64 @@ def execute(notebook: Path, output: Path, parameters: dict, label: str) -> None:
             )
 
 
-class _follow_progress:
-    """Print what lib.common.progress.report writes in another process, while the block runs."""
+def _check(notebook: Path, parameters: dict) -> None:
+    """Raise UserError unless `notebook` is one, and has all `parameters`."""
+    try:
+        nbformat.read(notebook, as_version=4)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{notebook} does not exist: expected a notebook, such as notebooks/experiment.ipynb."
+        ) from error
+    except Exception as error:  # nbformat lets through what JSON, decoding and its own reader raise
+        raise UserError(f"{notebook} cannot be read as a notebook: {error}.") from error
+    known = papermill.inspect_notebook(str(notebook))
+    if unknown := sorted(parameters.keys() - known.keys()):
+        raise UserError(
+            f"{notebook.name} has no parameter {', '.join(map(repr, unknown))}: expected some of "
+            f"{', '.join(known)}."
+        )
 
-    def __init__(self, label: str):
-        self.label, self.done = label, threading.Event()
 
-    def __enter__(self) -> None:
-        handle, name = tempfile.mkstemp(prefix="progress-")
-        os.close(handle)
-        self.file = Path(name)
-        os.environ["PROGRESS_FILE"] = name
-        self.thread = threading.Thread(target=self._follow, daemon=True)
-        self.thread.start()
+def _kernel_manager(variables: dict[str, str]) -> type[AsyncKernelManager]:
+    """Starts the interpreter that runs this as a kernel, with `variables` in its environment."""
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = KernelSpec(argv=argv, display_name="Python 3", language="python", env=variables)
+    return type("ThisInterpreter", (AsyncKernelManager,), {"kernel_spec": spec})
 
-    def __exit__(self, *_) -> None:
-        self.done.set()
-        self.thread.join()
-        self.file.unlink(missing_ok=True)
-        os.environ.pop("PROGRESS_FILE", None)
 
-    def _follow(self) -> None:
-        with self.file.open() as lines:
-            finished = False
-            while not finished:
-                finished = self.done.is_set()
-                for line in lines:
-                    print(f"{self.label}: {line}", end="", file=sys.stderr, flush=True)
-                time.sleep(0.2)
+def _short_folder() -> str:
+    """A folder for temporary files whose name leaves room for that of a socket."""
+    for folder in (tempfile.gettempdir(), "/tmp"):
+        if len(os.fsencode(folder)) <= LONGEST_TEMPORARY and os.access(folder, os.W_OK):
+            return folder
+    raise UserError(
+        f"The folder for temporary files, {tempfile.gettempdir()}, has too long a name for a kernel's "
+        f"sockets: expected at most {LONGEST_TEMPORARY} bytes. Give another in TMPDIR."
+    )
+
+
+@contextmanager
+def _followed_progress(label: str) -> Iterator[Path]:
+    """A file, and a thread that prints what lib.common.progress.report writes there in another process."""
+    with tempfile.TemporaryDirectory(prefix="progress-") as folder:
+        file, done = Path(folder) / "lines", threading.Event()
+        file.touch()
+        thread = threading.Thread(target=_follow, args=(file, label, done), daemon=True)
+        thread.start()
+        try:
+            yield file
+        finally:
+            done.set()
+            thread.join()
+
+
+def _follow(file: Path, label: str, done: threading.Event) -> None:
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        finished = False
+        while not finished:
+            finished = done.wait(0.2)
+            for line in lines:
+                print(f"{label}: {line}", end="", file=sys.stderr, flush=True)
 
 
 def main(arguments: list[str]) -> None:
@@ -110,7 +145,9 @@ def main(arguments: list[str]) -> None:
         raise UserError("Usage: python -m tools.execute NOTEBOOK OUTPUT [PARAMETERS.json]")
     notebook, output = Path(arguments[0]), Path(arguments[1])
     try:
-        parameters = json.loads(Path(arguments[2]).read_text()) if len(arguments) == 3 else {}
+        parameters = json.loads(Path(arguments[2]).read_bytes()) if len(arguments) == 3 else {}
+        if not isinstance(parameters, dict):
+            raise ValueError("expected an object of names and values")
     except (OSError, ValueError) as error:
         raise UserError(f"{arguments[2]} cannot be read as JSON parameters: {error}.") from error
     started = time.monotonic()
