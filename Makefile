@@ -9,6 +9,8 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 VENV := .venv
 PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+EXTRAS := test nevis data cluster browser
 BUILD := build/$(PROFILE)
 STAMPS := $(BUILD)/stamps
 DRAWN := 01_what_pruning_removes 02_error_against_compute 03_improvement_over_dense 04_large_or_small \
@@ -22,34 +24,45 @@ endif
 # What `make pretrain` trains.
 NETWORKS ?= resnet26_64 resnet18half_64
 # The whole repository, so that links and pictures are found, opened on the start page.
-LAB := --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/index.ipynb
+LAB := --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/index.ipynb --LabApp.news_url=None
 # What nbval checks: all but the one that needs Tiny ImageNet and hours, and the one whose outputs are controls.
 CHECKED := $(filter-out notebooks/pretrain.ipynb notebooks/explore.ipynb,$(wildcard notebooks/*.ipynb))
+CODE := lib tests tools paper notebooks
 # A -j given to make is passed on; without one, the arms get JOBS.
 PARALLEL = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
 
 export JUPYTER_PLATFORM_DIRS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
+# Kernels are those of .venv and import this checkout's lib, whatever else is installed or set.
+unexport JUPYTER_PATH
+export JUPYTER_PREFER_ENV_PATH := 1
+export PYTHONPATH := $(CURDIR)
+export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup figures rerun runs setup-cluster setup-browser test test-slow test-all notebooks pretrain numbers verify paper arxiv benchmark tune tasks lab html lint clean _drawn _measured _arms
+.PHONY: help setup figures rerun runs $(EXTRAS:%=setup-%) test test-slow test-all notebooks pretrain numbers verify paper arxiv benchmark tune tasks lab html lint format clean _drawn _measured _arms
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo "Profiles (PROFILE=...): smoke, pocket (the default), paper, nevis"
 
-setup: ## make .venv from requirements.txt, when it is missing or out of date
-	@want="$$(cat requirements.txt pyproject.toml | cksum)"; \
+setup: ## make .venv from requirements.txt, when it is missing, out of date or was moved
+	@want="$(CURDIR) $$(cat requirements.txt pyproject.toml | cksum)"; \
 	if [ "$$(cat $(VENV)/stamp 2>/dev/null)" != "$$want" ]; then \
 		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 			{ echo "Error: $(PYTHON) is older than 3.11: give one with PYTHON=path/to/python3.11" >&2; exit 1; }; \
 		echo "Setting up $(VENV): some minutes, once." && \
-		$(PYTHON) -m venv $(VENV) && \
-		$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt && \
-		$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable . && \
+		$(PYTHON) -m venv $(VENV) && $(PIP) -r requirements.txt && $(PIP) --no-deps --editable . && \
 		echo "$$want" > $(VENV)/stamp; \
+	fi
+
+# The packages of an extra of pyproject.toml.
+$(EXTRAS:%=setup-%): setup-%: setup
+	@want="$$(cksum < pyproject.toml)"; \
+	if [ "$$(cat $(VENV)/stamp-$* 2>/dev/null)" != "$$want" ]; then \
+		$(PIP) --editable '.[$*]' && echo "$$want" > $(VENV)/stamp-$*; \
 	fi
 
 # The arms that are not done, their estimate first; then the stamps anew, for they hold a hash of the records.
@@ -78,19 +91,11 @@ rerun: setup ## measure anew what is out of date, also of PROFILE=paper, then dr
 runs: setup-cluster ## run the arms of PROFILE on CLUSTER: local, a scheduler's address, slurm, pbs, ... (WORKERS=2)
 	@$(PY) -m tools.cluster "$(PROFILE)" "$(or $(CLUSTER),local)" "$(or $(WORKERS),2)"
 
-setup-cluster: setup
-	@$(PY) -c 'import dask_jobqueue, bokeh' 2>/dev/null || \
-		$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[cluster]'
-
-setup-browser: setup
-	@$(PY) -c 'import selenium' 2>/dev/null || \
-		$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
-
-test: setup ## the fast tests, and nbval on the notebooks
+test: setup-test ## the fast tests, and nbval on the notebooks
 	$(PY) -m pytest -m "not slow" -n $(JOBS) --dist loadscope
 	$(PY) -m pytest --nbval $(CHECKED) -p no:cacheprovider -n $(JOBS) --dist loadfile
 
-test-slow: setup ## the slow tests, which run the whole system
+test-slow: setup-test ## the slow tests, which run the whole system
 	$(PY) -m pytest -m slow
 
 test-all: test test-slow ## all tests
@@ -151,9 +156,14 @@ tasks: setup ## list the tasks of STREAM (default: pocket; or the path of a stre
 lab: setup ## open JupyterLab on the start page
 	$(PY) -m jupyter lab $(LAB) $(if $(filter 0,$(shell id -u)),--allow-root)
 
-lint: setup ## check and format the code
-	$(PY) -m ruff check --fix lib tests
-	$(PY) -m ruff format lib tests
+lint: setup-test ## check the code's style and types
+	$(PY) -m ruff check $(CODE)
+	$(PY) -m ruff format --check $(CODE)
+	$(PY) -m mypy
+
+format: setup-test ## lay the code out and mend what ruff can mend
+	$(PY) -m ruff check --fix $(CODE)
+	$(PY) -m ruff format $(CODE)
 
 clean: ## remove what was built (build/, figures of other profiles than paper); the packages stay
 	rm -rf build figures/smoke figures/pocket figures/nevis

@@ -41,7 +41,6 @@ class Project:
 
     def __init__(self, root: Path):
         self.root = root
-        self.root = root
         listed = subprocess.run(
             ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
             cwd=ROOT,
@@ -53,13 +52,14 @@ class Project:
             if (ROOT / name).is_file():
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, root / name)
-        # An environment of links, so that the copy's stamp says "set up" and nothing is installed.
+        # An environment of links, so that the copy's stamps say "set up" and nothing is installed.
         environment = root / ".venv"
         environment.mkdir()
         for entry in Path(sys.prefix).iterdir():
-            if entry.name != "stamp":
+            if not entry.name.startswith("stamp"):
                 (environment / entry.name).symlink_to(entry)
-        command = "cat requirements.txt pyproject.toml | cksum > .venv/stamp"
+        command = """echo "$PWD $(cat requirements.txt pyproject.toml | cksum)" > .venv/stamp
+            for extra in test cluster browser; do cksum < pyproject.toml > .venv/stamp-$extra; done"""
         subprocess.run(command, shell=True, cwd=root, check=True)
         made_by_make = ("MAKE", "MFLAGS", "PROFILE", "JOBS")
         inherited = {name: text for name, text in os.environ.items() if not name.startswith(made_by_make)}
@@ -152,7 +152,7 @@ def test_second_make_changes_no_file(project):
 def test_edited_plots_are_redrawn_without_training(project):
     arms, runs = project.times("build/smoke/arms"), project.times("build/runs")
     figures = project.times("figures/smoke")
-    project.edit("lib/plots/style.py", "EXTRA = 1")
+    project.edit("lib/evidence/figures/style.py", "EXTRA = 1")
     project.make()
     assert project.times("build/smoke/arms") == arms and project.times("build/runs") == runs
     redrawn = project.times("figures/smoke")

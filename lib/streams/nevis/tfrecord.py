@@ -4,13 +4,12 @@ A record is the length of its data (uint64), a masked CRC-32C of these 8 bytes, 
 of the data, all little endian, as tensorflow/core/lib/io/record_writer.h describes.
 """
 
+import functools
+import importlib
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-
-import google_crc32c
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError
+from typing import Any
 
 from lib.common.errors import UserError
 
@@ -20,7 +19,7 @@ LARGEST_RECORD = 1 << 30
 
 def masked_crc(data: bytes) -> int:
     """CRC-32C of `data`, rotated and shifted as TFRecord stores it."""
-    crc = google_crc32c.value(data)
+    crc = _installed("google_crc32c").value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -51,10 +50,10 @@ def features(data: bytes) -> dict[str, list]:
 
     Raises ValueError for bytes that are none.
     """
-    example = _EXAMPLE()
+    example = _example_class()()
     try:
         example.ParseFromString(data)
-    except DecodeError as error:
+    except _installed("google.protobuf.message").DecodeError as error:
         raise ValueError(f"is no tf.train.Example: {error}") from error
     return {
         name: list(getattr(feature, kind).value) if (kind := feature.WhichOneof("kind")) else []
@@ -66,15 +65,33 @@ def _broken(file: Path, place: int, what: str) -> UserError:
     return UserError(f"{file}: the record at byte {place} {what}: copy or prepare the file anew.")
 
 
+def _installed(module: str) -> Any:
+    """A module of the packages that only prepared directories need."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"Directories prepared by the tools of Nevis'22 are read with {error.name}, which is not here: "
+            "install it with `make setup-nevis`, or `pip install '.[nevis]'`."
+        ) from error
+
+
+@functools.cache
 def _example_class() -> type:
     """The message class of tensorflow/core/example/example.proto, declared here instead of compiled."""
+    names = "descriptor_pb2", "descriptor_pool", "message_factory"
+    descriptor_pb2, descriptor_pool, message_factory = (
+        _installed(f"google.protobuf.{name}") for name in names
+    )
     proto = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tensorflow", syntax="proto3")
     field = descriptor_pb2.FieldDescriptorProto
 
-    def message(name: str, parent=proto.message_type):
+    def message(name: str, parent: Any = proto.message_type) -> Any:
         return parent.add(name=name)
 
-    def add(owner, name: str, number: int, kind: int, type_name: str = "", repeated: bool = False):
+    def add(
+        owner: Any, name: str, number: int, kind: int, type_name: str = "", repeated: bool = False
+    ) -> Any:
         label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
         added = owner.field.add(name=name, number=number, type=kind, label=label)
         if type_name:
@@ -98,6 +115,3 @@ def _example_class() -> type:
     pool = descriptor_pool.DescriptorPool()
     pool.Add(proto)
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
-
-
-_EXAMPLE = _example_class()
