@@ -11,25 +11,17 @@ import pandas as pd
 from lib.common.errors import UserError
 from lib.evidence.records import (
     COMPARED,
+    LEARNING,
+    PRUNING,
+    Estimate,
     at_shared_budgets,
-    bootstrap,
     errors_by_seed,
+    estimate,
     load_records,
     seeds_in_common,
 )
 
-CHOSEN = (
-    "backbone",
-    "image_size",
-    "reference",
-    "ratio",
-    "criterion",
-    "scope",
-    "granularity",
-    "repair",
-    "learner",
-    "trials",
-)
+CHOSEN = ["backbone", "image_size", "reference", *PRUNING, *LEARNING]
 
 
 @dataclass(frozen=True)
@@ -41,9 +33,7 @@ class Recommendation:
 
     arm: str
     spec: dict
-    error: float
-    low: float
-    high: float
+    error: Estimate
 
 
 def recommend(budget: float, task: str, records: pd.DataFrame | None = None) -> Recommendation:
@@ -66,12 +56,10 @@ def recommend(budget: float, task: str, records: pd.DataFrame | None = None) -> 
             "dense epochs."
         )
     others = at_shared_budgets(others[reach >= budget])
-    expected = _errors_at(others, budget)
     arm = _best_about(budget, others)
-    low, high = bootstrap(lambda drawn: drawn.mean(-1), expected[arm])
-    first = records.loc[records["arm"] == arm, list(CHOSEN)].iloc[[0]]
+    first = records.loc[records["arm"] == arm, CHOSEN].iloc[[0]]
     spec = {name: None if pd.isna(value) else value for name, value in first.to_dict("records")[0].items()}
-    return Recommendation(arm, spec, float(expected[arm].mean()), low, high)
+    return Recommendation(arm, spec, _error_at(budget, others[others["arm"] == arm]))
 
 
 def _best_about(budget: float, records: pd.DataFrame) -> str:
@@ -82,22 +70,19 @@ def _best_about(budget: float, records: pd.DataFrame) -> str:
     return (means * np.exp(-(doublings**2) / 2)).sum(axis=1).idxmin()
 
 
-def _errors_at(records: pd.DataFrame, budget: float) -> dict[str, np.ndarray]:
-    """The errors (T, S) of every arm at a budget."""
+def _error_at(budget: float, records: pd.DataFrame) -> Estimate:
+    """The mean error of an arm at a budget, over the seeds of the measured budgets around it."""
     budgets = np.sort(records["budget"].unique())
     above = budgets[np.searchsorted(budgets, budget)]
     below = budgets[budgets <= budget][-1]
     share = 0.0 if above == below else np.log(budget / below) / np.log(above / below)
-    table = errors_by_seed(records)
-    found = {}
-    for arm in records["arm"].unique():
-        lower, upper = seeds_in_common(table, (arm, below), (arm, above))
-        found[arm] = lower + share * (upper - lower)
-    return found
+    arm = records["arm"].iloc[0]
+    lower, upper = seeds_in_common(errors_by_seed(records), (arm, below), (arm, above))
+    return estimate(lambda drawn: drawn.mean(-1), lower + share * (upper - lower))
 
 
 def regrets(records: pd.DataFrame) -> pd.DataFrame:
-    """What each policy loses to the best arm in hindsight, a row a policy, task and shared budget.
+    """What each policy loses to the best arm in hindsight, one row per policy, task and shared budget.
 
     Policies: the adviser; and always the same arm, one policy an arm. Columns: policy, task, budget, arm,
     regret (error minus the lowest of all arms, each the mean over its seeds).

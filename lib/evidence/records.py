@@ -5,6 +5,7 @@ that is the mean average precision.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,37 +15,85 @@ from lib.runs.profiles import arms_of, records_file, replicate
 
 RESAMPLES = 4000
 COMPARED = "arms", "criteria", "shapes", "learners"  # the groups whose budgets are those of the main grid
+# What tells one arm from another; `unit` and `own` are those of `described`.
+_NETWORK = ["unit", "own", "backbone", "image_size"]
+PRUNING = ["ratio", "criterion", "scope", "granularity", "repair"]
+LEARNING = ["learner", "trials"]
+
+
+class Estimate(NamedTuple):
+    """A value and its 95 % interval, which is the value itself where nothing was sampled."""
+
+    value: float
+    low: float
+    high: float
 
 
 def load_records(profile: str, *groups: str) -> pd.DataFrame:
     """The records of the arms of a profile's groups (of "arms" if none is named), in the profile's order.
 
-    A group that the profile does not have adds nothing. A column `arm` names the arm of a record.
-    The seeds of an arm have its name. A column `unit` names the dense network and resolution that the budget
-    is counted in. Raises UserError naming the arms that have not been run.
+    A group that the profile does not have adds nothing. A column `arm` names the arm of a record; the seeds
+    of an arm have its name. Further columns are those of `described`. Raises UserError naming the arms that
+    have not been run.
     """
     arms = [arm for group in groups or ("arms",) for arm in arms_of(profile, group)]
     files = {arm: records_file(profile, arm) for arm in arms}
-    missing = [arm for arm, file in files.items() if not file.exists()]
-    if missing:
+    if missing := [arm for arm, file in files.items() if not file.exists()]:
         # `figures` redraws the paper's records and measures none.
         command = "rerun" if profile == "paper" else "figures"
         raise UserError(
             f"No records of {', '.join(missing)} in {next(iter(files.values())).parent}: expected one "
-            f"Parquet file an arm. Run `make {command} PROFILE={profile}`."
+            f"Parquet file per arm. Run `make {command} PROFILE={profile}`."
         )
-    records = pd.concat(
-        [pd.read_parquet(file).assign(arm=arm) for arm, file in files.items()], ignore_index=True
-    )
-    if "seed" in records:
-        for seed in records["seed"].unique():
-            records["arm"] = records["arm"].str.removesuffix(replicate("", seed))
-    return records.assign(unit=records["reference"].fillna(network_of(records)))
+    tables = [pd.read_parquet(file).assign(arm=arm) for arm, file in files.items()]
+    records = pd.concat(tables, ignore_index=True)
+    for seed in records["seed"].unique():
+        records["arm"] = records["arm"].str.removesuffix(replicate("", seed))
+    return described(records)
 
 
-def network_of(records: pd.DataFrame) -> pd.Series:
-    """The network and resolution of each row, as a unit is written; its unit's own where they agree."""
-    return records["backbone"] + "@" + records["image_size"].astype(str)
+def described(records: pd.DataFrame) -> pd.DataFrame:
+    """Records with `unit`, the dense network and resolution that the budget is counted in, and `own`: whether
+    a row is of that network and resolution."""
+    network = records["backbone"] + "@" + records["image_size"].astype(str)
+    unit = records["reference"].fillna(network)
+    return records.assign(unit=unit, own=network == unit)
+
+
+def arms(records: pd.DataFrame) -> pd.DataFrame:
+    """What tells the arms apart, one row per arm, and its `label`: dense first, alternatives last."""
+    table = records.drop_duplicates("arm").set_index("arm")[_NETWORK + PRUNING + LEARNING]
+    pruned = table["ratio"] > 0
+    ranks = [table["learner"] != "independent", ~table["own"], pruned]
+    ranks += [
+        pruned & (table["criterion"] != "activation"),
+        table["granularity"] == "channel",
+        table["ratio"],
+    ]
+    table = table.iloc[np.lexsort(ranks[::-1])]
+    table = table.assign(learnt=learner_names(table))
+    return table.assign(label=[_label(arm) for arm in table.itertuples()])
+
+
+def _label(arm: NamedTuple) -> str:
+    """What a row of `arms` is called in a legend."""
+    network, pixels = arm.unit.split("@")
+    words = [arm.backbone] if arm.backbone != network else []
+    if arm.ratio == 0:
+        words.append("dense")
+    else:
+        usual = ("uniform", "filter")
+        told = [word for word in (arm.criterion, arm.scope, arm.granularity) if word not in usual]
+        repair = "" if arm.repair == "none" else f" + {arm.repair}"
+        words += [f"{100 * arm.ratio:.0f} %", ", ".join(told).replace("_", " ") + repair.replace("_", " ")]
+    words += [f"{arm.image_size} px"] if arm.image_size != int(pixels) else []
+    words += [arm.learnt] if arm.learnt != "independent" else []
+    return ", ".join(words)
+
+
+def learner_names(records: pd.DataFrame) -> pd.Series:
+    """What a row was learnt with: the learner, and that its recipe was searched, if it was."""
+    return records["learner"].where(records["trials"] == 1, records["learner"] + ", searched")
 
 
 def errors_by_seed(records: pd.DataFrame) -> pd.DataFrame:
@@ -69,8 +118,8 @@ def errors_by_seed(records: pd.DataFrame) -> pd.DataFrame:
 
 def at_shared_budgets(records: pd.DataFrame) -> pd.DataFrame:
     """The records at the budgets that every arm of their unit was run with."""
-    arms = records.groupby("unit")["arm"].transform("nunique")
-    return records[records.groupby(["unit", "budget"])["arm"].transform("nunique") == arms]
+    number = records.groupby("unit")["arm"].transform("nunique")
+    return records[records.groupby(["unit", "budget"])["arm"].transform("nunique") == number]
 
 
 def seeds_in_common(table: pd.DataFrame, *rows: tuple[str, float]) -> list[np.ndarray]:
@@ -106,13 +155,13 @@ def draws(*errors: np.ndarray) -> list[np.ndarray]:
     return [error[drawn, within].mean(-1) for error in errors]
 
 
-def bootstrap(statistic: Callable[..., np.ndarray], *errors: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of `statistic` over `draws` of tasks and seeds.
+def estimate(statistic: Callable[..., np.ndarray], *errors: np.ndarray) -> Estimate:
+    """A statistic of errors (T, S), with the 95 % percentile interval over `draws` of tasks and seeds.
 
-    `statistic` maps arrays (R, T), the means over the drawn seeds, to (R,).
+    `statistic` maps arrays (..., T), the errors' means over seeds, to (...).
     """
     low, high = np.percentile(statistic(*draws(*errors)), [2.5, 97.5])
-    return float(low), float(high)
+    return Estimate(float(statistic(*(error.mean(1) for error in errors))), float(low), float(high))
 
 
 def mean_errors(records: pd.DataFrame) -> pd.DataFrame:
@@ -121,32 +170,28 @@ def mean_errors(records: pd.DataFrame) -> pd.DataFrame:
     for unit, of_unit in records.groupby("unit", sort=False):
         table = errors_by_seed(of_unit)
         for arm, budget in table.index:
-            row = {"unit": unit, "arm": arm, "budget": budget}
-            (errors,) = seeds_in_common(table, (arm, budget))
-            rows.append(row | _with_interval("error", lambda drawn: drawn.mean(-1), errors))
-    return pd.DataFrame(rows).rename(columns={"error_low": "low", "error_high": "high"})
+            error = estimate(lambda drawn: drawn.mean(-1), *seeds_in_common(table, (arm, budget)))
+            rows.append((unit, arm, budget, *error))
+    return pd.DataFrame(rows, columns=["unit", "arm", "budget", "error", "low", "high"])
 
 
 def dense_arm(of_unit: pd.DataFrame, learner: str = "independent") -> str:
     """The arm of a unit's dense network with that learner. Raises UserError where there is none."""
-    own = network_of(of_unit) == of_unit["unit"]
-    alike = of_unit["learner"] == learner
-    found = of_unit.loc[own & alike & (of_unit["ratio"] == 0), "arm"]
-    if found.empty:
+    alike = of_unit["own"] & (of_unit["learner"] == learner) & (of_unit["ratio"] == 0)
+    if not alike.any():
         raise UserError(
             f"No dense arm among {', '.join(of_unit['arm'].unique())}: expected one of "
             f"{of_unit['unit'].iloc[0]} with ratio 0 and learner {learner}."
         )
-    return found.iloc[0]
+    return of_unit.loc[alike, "arm"].iloc[0]
 
 
 def unlimited_table(records: pd.DataFrame) -> pd.DataFrame:
-    """Mean test error over tasks, with its interval, a row a network: each arm has a budget of its own."""
-    table = mean_errors(records.assign(unit=records["arm"])).set_index("arm")
+    """Mean test error over tasks, with its interval, one row per network: each has a budget of its own."""
+    means = mean_errors(records.assign(unit=records["arm"])).set_index("arm").drop(columns="unit")
     about = records.drop_duplicates("arm").set_index("arm")[["backbone", "pretrained", "forward_macs"]]
     about = about.assign(forward_macs=(about["forward_macs"] / 1e6).round(1))
-    about = about.rename(columns={"forward_macs": "forward (million MACs)"})
-    return about.join(table[["budget", "error", "low", "high"]].round(3))
+    return about.rename(columns={"forward_macs": "forward (million MACs)"}).join(means.round(3))
 
 
 def accuracy_gain(pruned: np.ndarray, dense: np.ndarray) -> np.ndarray:
@@ -164,63 +209,50 @@ def points_gained(pruned: np.ndarray, dense: np.ndarray) -> np.ndarray:
     return 100 * (dense - pruned).mean(-1)
 
 
-MEASURES = {"accuracy_gain": accuracy_gain, "error_cut": error_cut, "points_gained": points_gained}
+GAINS = {"accuracy_gain": accuracy_gain, "error_cut": error_cut, "points_gained": points_gained}
 
 
-def _with_interval(name: str, measure: Callable[..., np.ndarray], *errors: np.ndarray) -> dict[str, float]:
-    """`measure` of errors (T, S) under `name`, and its interval under `name`_low and `name`_high."""
-    low, high = bootstrap(measure, *errors)
-    return {
-        name: float(measure(*(error.mean(1) for error in errors))),
-        f"{name}_low": low,
-        f"{name}_high": high,
-    }
+def gains_over(baseline: str, of_unit: pd.DataFrame) -> pd.DataFrame:
+    """What every other arm of a unit gains over the arm `baseline` at the same budget.
 
-
-def improvement_over_dense(records: pd.DataFrame, learner: str = "independent") -> pd.DataFrame:
-    """Improvement of every other arm over its unit's dense arm of `learner` at the same budget.
-
-    Columns: unit, arm, budget, and for each of MEASURES its value, `_low` and `_high`: 95 % intervals over
+    Columns: unit, arm, budget, and for each of GAINS its value, `_low` and `_high`: 95 % intervals over
     tasks and seeds, paired: both arms see the same draw of the seeds that both were run with.
     """
+    table = errors_by_seed(of_unit)
     rows = []
-    for unit, of_unit in records.groupby("unit", sort=False):
-        table, dense = errors_by_seed(of_unit), dense_arm(of_unit, learner)
-        for arm, budget in table.index:
-            if arm == dense:
-                continue
-            pair = seeds_in_common(table, (arm, budget), (dense, budget))
-            row = {"unit": unit, "arm": arm, "budget": budget}
-            for name, measure in MEASURES.items():
-                row |= _with_interval(name, measure, *pair)
-            rows.append(row)
-    measured = [f"{name}{end}" for name in MEASURES for end in ("", "_low", "_high")]
+    for arm, budget in table.index.drop(baseline, level="arm"):
+        pair = seeds_in_common(table, (arm, budget), (baseline, budget))
+        estimates = (estimate(gain, *pair) for gain in GAINS.values())
+        rows.append(
+            (of_unit["unit"].iloc[0], arm, budget, *(value for found in estimates for value in found))
+        )
+    measured = [f"{name}{end}" for name in GAINS for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=["unit", "arm", "budget", *measured])
 
 
+def improvement_over_dense(records: pd.DataFrame, learner: str = "independent") -> pd.DataFrame:
+    """`gains_over` its unit's dense arm of `learner`, for every other arm."""
+    units = records.groupby("unit", sort=False)
+    return pd.concat([gains_over(dense_arm(part, learner), part) for _, part in units], ignore_index=True)
+
+
 def granularities_compared(records: pd.DataFrame) -> pd.DataFrame:
-    """By how many points `filter` is ahead of `channel`, a row a unit, task, ratio and budget.
+    """By how many points `filter` is ahead of `channel`, one row per unit, task, ratio and budget.
 
     Compares arms of one unit that differ in the granularity alone, over the seeds that both were run with.
     """
-    alike = ["backbone", "ratio", "criterion", "scope", "repair", "learner", "trials", "image_size"]
+    alike = [name for name in _NETWORK + PRUNING + LEARNING if name != "granularity"]
     rows = []
     for unit, of_unit in records.groupby("unit", sort=False):
         table, about = errors_by_seed(of_unit), of_unit.drop_duplicates("arm")
         thin, inner = (about[about["granularity"] == name] for name in ("channel", "filter"))
-        pairs = thin.merge(inner, on=alike, suffixes=("_channel", "_filter"))
         tasks = of_unit.drop_duplicates("event").sort_values("event")["task"]
-        for pair in pairs.itertuples():
+        for pair in thin.merge(inner, on=alike, suffixes=("_channel", "_filter")).itertuples():
             for budget in table.loc[pair.arm_channel].index.intersection(table.loc[pair.arm_filter].index):
                 errors = seeds_in_common(table, (pair.arm_channel, budget), (pair.arm_filter, budget))
                 about_it = {"unit": unit, "task": tasks, "ratio": pair.ratio, "budget": budget}
                 rows.append(pd.DataFrame({**about_it, "points": 100 * (errors[0] - errors[1]).mean(1)}))
     return pd.concat(rows, ignore_index=True)
-
-
-def learner_names(records: pd.DataFrame) -> pd.Series:
-    """What a row was learnt with: the learner, and that its recipe was searched, if it was."""
-    return records["learner"].where(records["trials"] == 1, records["learner"] + ", searched")
 
 
 def learners_grid(records: pd.DataFrame) -> pd.DataFrame:
@@ -229,56 +261,41 @@ def learners_grid(records: pd.DataFrame) -> pd.DataFrame:
     Every learner is run with these two networks, so what is left differs in how a stream is learnt; at the
     budgets and with the seeds that all were run with.
     """
-    fields = ["ratio", "criterion", "scope", "granularity", "repair"]
-    own = records[network_of(records) == records["unit"]]
     parts = []
-    for _, of_unit in own.groupby("unit", sort=False):
+    for _, of_unit in records[records["own"]].groupby("unit", sort=False):
         probed = of_unit[(of_unit["learner"] == "probe") & (of_unit["ratio"] > 0)]
         if len(probed):
-            alike = (of_unit[fields] == probed.iloc[0][fields]).all(axis=1)
+            alike = (of_unit[PRUNING] == probed.iloc[0][PRUNING]).all(axis=1)
             networks = of_unit[alike | (of_unit["ratio"] == 0)]
-            arms = networks["arm"].nunique()
-            parts.append(networks[networks.groupby("seed")["arm"].transform("nunique") == arms])
+            number = networks["arm"].nunique()
+            parts.append(networks[networks.groupby("seed")["arm"].transform("nunique") == number])
     return at_shared_budgets(pd.concat(parts))
 
 
 def learners_compared(records: pd.DataFrame) -> pd.DataFrame:
-    """Every learner on each network (one a unit and ratio), a row a budget, with 95 % intervals.
+    """Every learner on each network (one per unit and ratio), one row per budget, with 95 % intervals.
 
     Intervals are over tasks and seeds. Columns: unit, ratio, learner, budget, error (mean over tasks), low,
     high, tera_macs (of the whole stream), and forward_transfer: by how many points the mean error is below
     that of `independent` on the same network at the same budget, paired, with `_low` and `_high`.
     """
-    records = records.assign(learner=learner_names(records))
-    rows = []
-    for (unit, ratio), of_network in records.groupby(["unit", "ratio"], sort=False):
-        of_network = of_network.assign(arm=of_network["learner"])
-        table = errors_by_seed(of_network)
-        by_event = of_network.groupby(["learner", "budget", "event"])["total_macs"].mean()
-        spent = by_event.groupby(level=["learner", "budget"]).sum()
-        for mean in mean_errors(of_network).itertuples():
-            pair = seeds_in_common(table, (mean.arm, mean.budget), ("independent", mean.budget))
-            gained = _with_interval("forward_transfer", points_gained, *pair)
-            rows.append(
-                {
-                    "unit": unit,
-                    "ratio": ratio,
-                    "learner": mean.arm,
-                    "budget": mean.budget,
-                    "error": mean.error,
-                    "low": mean.low,
-                    "high": mean.high,
-                    "tera_macs": spent[(mean.arm, mean.budget)] / 1e12,
-                    **gained,
-                }
-            )
-    return pd.DataFrame(rows)
+    tables = []
+    records = records.assign(arm=learner_names(records))
+    for (_, ratio), of_network in records.groupby(["unit", "ratio"], sort=False):
+        spent = of_network.groupby(["arm", "budget", "event"])["total_macs"].mean() / 1e12
+        spent = spent.groupby(level=["arm", "budget"]).sum().rename("tera_macs").reset_index()
+        gains = gains_over("independent", of_network).filter(regex="arm|budget|points_gained")
+        gains.columns = gains.columns.str.replace("points_gained", "forward_transfer")
+        table = mean_errors(of_network).merge(spent).merge(gains, how="left")
+        table.insert(1, "ratio", ratio)
+        tables.append(table.rename(columns={"arm": "learner"}).fillna(0))  # independent's own transfer
+    return pd.concat(tables, ignore_index=True)
 
 
 def along_the_stream(records: pd.DataFrame) -> pd.DataFrame:
     """After each event of an arm at a budget: the compute spent so far, and the mean error so far.
 
-    Adds the columns cumulative_macs and mean_error_so_far; expects one seed an arm.
+    Adds the columns cumulative_macs and mean_error_so_far; expects one seed per arm.
     """
     ordered = records.sort_values("event", kind="stable")
     groups = ordered.groupby(["arm", "budget"], sort=False)

@@ -5,19 +5,19 @@ Reads records only, like lib/evidence/records.py, and imports nothing that train
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import OptimizeWarning, curve_fit
 
 from lib.evidence.records import (
+    arms,
     at_shared_budgets,
     dense_arm,
     draws,
     errors_by_seed,
     mean_errors,
-    network_of,
     seeds_in_common,
 )
 
@@ -30,11 +30,10 @@ EXPONENTS = 0.05, 3.0  # between which a power law is looked for
 
 def main_grid(records: pd.DataFrame, granularity: str = "filter") -> pd.DataFrame:
     """The arms that differ in the ratio alone: the unit's own network, fine-tuned, one criterion."""
-    own = network_of(records) == records["unit"]
     fine_tuned = (records["learner"] == "independent") & (records["trials"] == 1)
     alike = (records["criterion"] == "activation") & (records["repair"] == "mean")
     alike &= (records["scope"] == "uniform") & (records["granularity"] == granularity)
-    return records[own & fine_tuned & (alike | (records["ratio"] == 0))]
+    return records[records["own"] & fine_tuned & (alike | (records["ratio"] == 0))]
 
 
 def by_granularity(records: pd.DataFrame, table_of: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
@@ -51,19 +50,17 @@ def by_granularity(records: pd.DataFrame, table_of: Callable[[pd.DataFrame], pd.
 def front(records: pd.DataFrame) -> pd.DataFrame:
     """The arm of the lowest mean error at each budget of each unit, with its interval: the envelope."""
     means = mean_errors(records)
-    ratios = records.drop_duplicates("arm").set_index("arm")["ratio"]
     best = means.loc[means.groupby(["unit", "budget"], sort=False)["error"].idxmin()]
-    return best.assign(ratio=best["arm"].map(ratios))
+    return best.assign(ratio=best["arm"].map(arms(records)["ratio"]))
 
 
 def error_by_ratio(grid: pd.DataFrame) -> pd.DataFrame:
     """Mean error of each ratio at each budget that all ratios of a unit were run with, with its interval."""
     grid = at_shared_budgets(grid)
-    ratios = grid.drop_duplicates("arm").set_index("arm")["ratio"]
     means = mean_errors(grid)
-    units = means["unit"].map({unit: place for place, unit in enumerate(means["unit"].unique())})
-    means = means.assign(ratio=means["arm"].map(ratios), place=units)
-    return means.sort_values(["place", "budget", "ratio"]).drop(columns="place")
+    means = means.assign(ratio=means["arm"].map(arms(grid)["ratio"]))
+    of_units = means.groupby("unit", sort=False)
+    return pd.concat(part.sort_values(["budget", "ratio"]) for _, part in of_units)
 
 
 def best_ratio(grid: pd.DataFrame) -> pd.DataFrame:
@@ -75,16 +72,14 @@ def best_ratio(grid: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for unit, of_unit in at_shared_budgets(grid).groupby("unit", sort=False):
-        table = errors_by_seed(of_unit)
-        ratios = of_unit.drop_duplicates("arm").set_index("arm")["ratio"].sort_values()
+        table, ratios = errors_by_seed(of_unit), arms(of_unit)["ratio"].sort_values()
         for budget in np.sort(of_unit["budget"].unique()):
             errors = seeds_in_common(table, *((arm, budget) for arm in ratios.index))
             best = ratios.iloc[np.argmin([error.mean() for error in errors])]
             drawn = ratios.to_numpy()[np.argmin([drawn.mean(1) for drawn in draws(*errors)], axis=0)]
             low, high = np.percentile(drawn, [2.5, 97.5], method="nearest")
-            row = {"unit": unit, "budget": budget, "ratio": best, "low": low, "high": high}
-            rows.append({**row, "support": (drawn == best).mean(), "seeds": errors[0].shape[1]})
-    return pd.DataFrame(rows)
+            rows.append((unit, budget, best, low, high, (drawn == best).mean(), errors[0].shape[1]))
+    return pd.DataFrame(rows, columns=["unit", "budget", "ratio", "low", "high", "support", "seeds"])
 
 
 def power_law(budget: np.ndarray, floor: float, scale: float, exponent: float) -> np.ndarray:
@@ -107,7 +102,7 @@ def fitted(budgets: np.ndarray, errors: np.ndarray) -> tuple[float, float, float
 
 
 def asymptotes(grid: pd.DataFrame) -> pd.DataFrame:
-    """`power_law` of the mean error from FITTED_FROM on, a row an arm; NaN where its budgets are too few.
+    """`power_law` of the mean error from FITTED_FROM on, one row per arm; NaN where its budgets are too few.
 
     Columns: unit, arm, ratio, floor, scale, exponent; low and high: the floor's 95 % interval over draws of
     tasks and seeds, the error at the largest budget held: how hard the drawn tasks are is not in question;
@@ -116,49 +111,28 @@ def asymptotes(grid: pd.DataFrame) -> pd.DataFrame:
     cost_high, which say how sure that is.
     """
     rows = []
-    for _, of_unit in grid.groupby("unit", sort=False):
-        table, dense = errors_by_seed(of_unit), dense_arm(of_unit)
+    for unit, of_unit in grid.groupby("unit", sort=False):
+        table, dense, ratios = errors_by_seed(of_unit), dense_arm(of_unit), arms(of_unit)["ratio"]
         fits = {arm: _fits(table, arm) for arm in of_unit["arm"].unique()}
         for arm, fit in fits.items():
-            floor, scale, exponent = fit.curve
-            (low, high), (cost_low, cost_high) = fit.interval, _interval(fit.floors - fits[dense].floors)
-            rows.append(
-                {
-                    **of_unit.loc[of_unit["arm"] == arm, ["unit", "arm", "ratio"]].iloc[0],
-                    "floor": floor,
-                    "scale": scale,
-                    "exponent": exponent,
-                    "low": low,
-                    "high": high,
-                    "identified": fit.identified,
-                    "cost": floor - fits[dense].curve[0],
-                    "cost_low": cost_low,
-                    "cost_high": cost_high,
-                }
-            )
-    return pd.DataFrame(rows)
+            # The floor's interval, if the last error is what it is.
+            drop_low, drop_high = _interval(fit.lasts - fit.floors)
+            low, high = fit.last - drop_high, fit.last - drop_low
+            within = EXPONENTS[0] < fit.curve[2] < 0.99 * EXPONENTS[1] and _interval(fit.floors)[0] > 1e-6
+            identified = bool(high - low < IDENTIFIED and within)
+            cost = fit.curve[0] - fits[dense].curve[0], *_interval(fit.floors - fits[dense].floors)
+            rows.append((unit, arm, ratios[arm], *fit.curve, low, high, identified, *cost))
+    names = "unit arm ratio floor scale exponent low high identified cost cost_low cost_high"
+    return pd.DataFrame(rows, columns=names.split())
 
 
-@dataclass(frozen=True)
-class _Fits:
-    """An arm's power law, and on draws of tasks and seeds its floors (R,) and last errors (R,)."""
+class _Fits(NamedTuple):
+    """An arm's power law and last error, and on draws of tasks and seeds its floors (R,) and lasts (R,)."""
 
     curve: tuple[float, float, float]
     last: float
     floors: np.ndarray
     lasts: np.ndarray
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The floor's, if the last error is what it is."""
-        low, high = _interval(self.lasts - self.floors)
-        return self.last - high, self.last - low
-
-    @property
-    def identified(self) -> bool:
-        low, high = self.interval
-        within = _interval(self.floors)[0] > 1e-6 and EXPONENTS[0] < self.curve[2] < 0.99 * EXPONENTS[1]
-        return bool(high - low < IDENTIFIED and within)
 
 
 def _fits(table: pd.DataFrame, arm: str) -> _Fits:
@@ -168,9 +142,9 @@ def _fits(table: pd.DataFrame, arm: str) -> _Fits:
     if len(budgets) < NEEDED:
         return _Fits(unknown, np.nan, *np.full((2, REFITS), np.nan))
     errors = seeds_in_common(table, *((arm, budget) for budget in budgets))
-    means = np.array([error.mean() for error in errors])
     drawn = np.array([drawn.mean(1) for drawn in draws(*errors)])[:, :REFITS]
     floors = np.array([(fitted(budgets, of_draw) or unknown)[0] for of_draw in drawn.T])
+    means = np.array([error.mean() for error in errors])
     return _Fits(fitted(budgets, means) or unknown, means[-1], floors, drawn[-1])
 
 

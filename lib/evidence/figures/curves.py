@@ -1,161 +1,195 @@
-"""Error and improvement against compute."""
+"""Errors and what is gained over dense, against compute, by arm, ratio, learner or task."""
 
-import matplotlib.pyplot as plt
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import PercentFormatter
 
 from lib.evidence.figures.style import (
     BUDGET,
-    PAGE_WIDTH,
-    arms_table,
+    Curve,
     budget_axis,
-    label_of,
-    legend_below,
+    in_order,
+    in_style,
     look_of,
+    panels,
+    share_look,
+    unit_names,
 )
+from lib.evidence.records import arms
+from lib.evidence.scaling import FITTED_FROM, power_law
+
+POINTS = {"points_gained": "accuracy gained (points)"}
+ALL_GAINS = {"accuracy_gain": "accuracy gained (%)", "error_cut": "error cut (%)"} | POINTS
 
 
-def error_against_compute(records: pd.DataFrame, means: pd.DataFrame, front: pd.DataFrame) -> Figure:
-    """Mean test error against the budget: a column a unit, a row a granularity, the front behind the arms."""
-    arms, units = arms_table(records), list(means["unit"].unique())
-    granularities = list(arms.loc[arms["ratio"] > 0, "granularity"].unique())
-    size = PAGE_WIDTH, 1.1 + 1.75 * len(granularities)
-    figure, grid = plt.subplots(
-        len(granularities), len(units), figsize=size, sharex=True, sharey=True, squeeze=False
-    )
-    for row, granularity in zip(grid, granularities, strict=True):
-        for axes, unit in zip(row, units, strict=True):
-            of_front = front[front["unit"] == unit]
-            axes.plot(
-                of_front["budget"], of_front["error"], color="gold", linewidth=5, alpha=0.6, label="front"
-            )
-            of_unit = arms[arms["unit"] == unit]
-            shown = of_unit[(of_unit["ratio"] == 0) | (of_unit["granularity"] == granularity)]
-            for dodge, name in zip(np.geomspace(0.93, 1.07, len(shown)), shown.index, strict=True):
-                curve, look = means[means["arm"] == name], look_of(arms.loc[name])
-                places = curve["budget"] * dodge
-                axes.plot(places, curve["error"], label=label_of(arms.loc[name]), **look)
-                axes.vlines(
-                    places, curve["low"], curve["high"], color=look["color"], linewidth=0.5, alpha=0.5
-                )
-            budget_axis(axes, np.sort(means["budget"].unique()))
-            axes.set_title(f"{unit.replace('@', ' at ')} px, {granularity}")
-        row[0].set_ylabel("test error\n(mean, 95 % interval)")
-    legend_below(figure, list(grid.flat))
+def _over_budgets(curves: Iterable[Curve], y: tuple[str, str], **how) -> Figure:
+    """Panels of curves over the budget."""
+    curves = list(curves)
+    figure = panels(curves, ("budget", BUDGET), y, **how)
+    for axes in figure.axes:
+        budget_axis(axes, pd.concat([curve.rows["budget"] for curve in curves if curve.label]))
     return figure
 
 
+def _arm_curves(records: pd.DataFrame, table: pd.DataFrame) -> Iterator[Curve]:
+    """A curve of every arm that a table has, as they are ordered."""
+    for name, arm in arms(records).iterrows():
+        if (table["arm"] == name).any():
+            yield Curve(table[table["arm"] == name], look_of(arm), arm["label"])
+
+
+@in_style
+def errors(records: pd.DataFrame, means: pd.DataFrame, front: pd.DataFrame | None = None) -> Figure:
+    """Mean test error against the budget with 95 % intervals: a column per unit, a row per granularity.
+
+    `front` lies behind the arms, a broad line. Dense networks and other alternatives are in every row.
+    """
+    about = arms(records)
+    names = list(about.loc[about["ratio"] > 0, "granularity"].unique()) or ["dense"]
+    everywhere, own = (means["arm"].map(about[name]) for name in ("ratio", "granularity"))
+    shown = pd.concat([means[(everywhere == 0) | (own == name)].assign(granularity=name) for name in names])
+    shown["network"] = in_order(unit_names(shown["unit"]))
+    curves = list(_arm_curves(records, shown))
+    if front is not None:
+        along = front.assign(network=unit_names(front["unit"]).astype(shown["network"].dtype))
+        along = along.drop(columns=["low", "high"]).merge(pd.DataFrame({"granularity": names}), how="cross")
+        curves.insert(0, Curve(along, {"color": "gold", "linewidth": 5, "marker": "", "alpha": 0.6}, "front"))
+    height = 0.9 + 0.06 * len(curves) + 1.5 * len(names)
+    y = "error", "test error\n(mean, 95 % interval)"
+    return _over_budgets(curves, y, height=height, col="network", row="granularity")
+
+
+@in_style
 def error_by_task(records: pd.DataFrame) -> Figure:
-    """Test error against the budget, a panel a task of the stream, for the arms of the first unit."""
-    of_unit = records[records["unit"] == records["unit"].iloc[0]]
-    arms, tasks = arms_table(of_unit), of_unit.drop_duplicates("event").sort_values("event")
-    budgets = np.sort(of_unit["budget"].unique())
-    rows, columns = 2, -(-len(tasks) // 2)
-    figure, grid = plt.subplots(rows, columns, figsize=(PAGE_WIDTH, 3.9), sharex=True, squeeze=False)
-    for panel in grid.flat[len(tasks) :]:
-        panel.set_visible(False)
-    for panel, (_, task) in zip(grid.flat, tasks.iterrows(), strict=False):
-        for name, arm in arms.iterrows():
-            of_task = of_unit[(of_unit["arm"] == name) & (of_unit["event"] == task["event"])]
-            curve = of_task.groupby("budget")["error_test"].mean()
-            thin = {"markersize": 2, "linewidth": 0.9}
-            panel.plot(curve.index, curve, label=label_of(arm), **look_of(arm) | thin)
-        budget_axis(panel, budgets)
-        panel.set_xlabel("")
-        panel.set_title(task["task"].replace("_", " "))
-    grid[-1, columns // 2].set_xlabel(BUDGET)
-    figure.supylabel("test error", fontsize=8)
-    legend_below(figure, list(grid.flat))
+    """Test error against the budget, one panel per task of the stream, for the arms of the first unit."""
+    records = records[records["unit"] == records["unit"].iloc[0]]
+    means = records.groupby(["event", "task", "arm", "budget"])["error_test"].mean().reset_index()
+    means["task"] = in_order(means["task"])
+    y = "error_test", "test error"
+    figure = _over_budgets(_arm_curves(records, means), y, height=4, col="task", wrap=5)
+    for axes in figure.axes:
+        axes.set_xlabel(BUDGET.replace(" (", "\n("))
     return figure
 
 
-def improvement(records: pd.DataFrame, gains: pd.DataFrame) -> Figure:
-    """Gain in accuracy, cut in error, and points gained over dense at equal compute, a row a unit."""
-    arms, units = arms_table(records), list(gains["unit"].unique())
-    panels = {
-        "accuracy_gain": ("accuracy gained (relative)", 1),
-        "error_cut": ("error cut (relative)", 1),
-        "points_gained": ("accuracy gained (points)", 100),
-    }
-    height = 1.2 + 1.5 * len(units)
-    figure, grid = plt.subplots(len(units), 3, figsize=(PAGE_WIDTH, height), squeeze=False, sharey="col")
-    for place, unit in enumerate(units):
-        row = grid[place]
-        of_unit = gains[gains["unit"] == unit]
-        names = arms.index[arms.index.isin(of_unit["arm"])]
-        for axes, (measure, (title, scale)) in zip(row, panels.items(), strict=True):
-            axes.axhline(0, color="black", linewidth=0.8)
-            for dodge, name in zip(np.geomspace(0.82, 1.22, len(names)), names, strict=True):
-                _with_bars(
-                    axes, of_unit[of_unit["arm"] == name], measure, f"{measure}_", dodge, arms.loc[name]
-                )
-            budget_axis(axes, np.sort(of_unit["budget"].unique()))
-            if axes is not grid[-1, 1]:
-                axes.set_xlabel("")
-            if place == 0:
-                axes.set_title(title)
-            form = "{:+.0%}" if scale == 1 else "{:+g}"
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _, form=form: form.format(value)))
-        row[0].set_ylabel(unit.replace("@", " at ") + " px")
-    legend_below(figure, list(grid[:, 0]))
+@in_style
+def improvement(records: pd.DataFrame, gains: pd.DataFrame, measures: dict[str, str] = ALL_GAINS) -> Figure:
+    """What arms gain over dense at equal compute, with 95 % intervals, in panels per unit and measure.
+
+    `measures` are those of records.GAINS to show, and what they are called.
+    """
+    tables = []
+    for measure, called in measures.items():
+        found = gains[[measure, f"{measure}_low", f"{measure}_high"]].set_axis(
+            ["gain", "low", "high"], axis=1
+        )
+        found = found if measure in POINTS else 100 * found
+        tables.append(found.join(gains[["unit", "arm", "budget"]]).assign(measure=called))
+    table = pd.concat(tables)
+    table["network"] = in_order(unit_names(table["unit"]))
+    one = len(measures) == 1
+    facets = {"col": "network"} if one else {"col": "measure", "row": "network", "share": (True, "col")}
+    height = 3.1 if one else 1 + 1.6 * gains["unit"].nunique()
+    y = "gain", next(iter(measures.values())) if one else "gained over dense"
+    figure = _over_budgets(_arm_curves(records, table), y, height=height, **facets)
+    for axes in figure.axes:
+        axes.axhline(0, color="black", linewidth=0.8, zorder=0)
     return figure
 
 
-def points_gained(records: pd.DataFrame, gains: pd.DataFrame) -> Figure:
-    """Points of accuracy gained over dense at equal compute, a panel a unit."""
-    arms, units = arms_table(records), list(gains["unit"].unique())
-    figure, grid = plt.subplots(1, len(units), figsize=(PAGE_WIDTH, 3.4), squeeze=False, sharey=True)
-    for axes, unit in zip(grid[0], units, strict=True):
-        of_unit = gains[gains["unit"] == unit]
-        names = arms.index[arms.index.isin(of_unit["arm"])]
-        axes.axhline(0, color="black", linewidth=0.8)
-        for dodge, name in zip(np.geomspace(0.82, 1.22, len(names)), names, strict=True):
-            curve = of_unit[of_unit["arm"] == name]
-            _with_bars(axes, curve, "points_gained", "points_gained_", dodge, arms.loc[name])
-        budget_axis(axes, np.sort(of_unit["budget"].unique()))
-        axes.set_title(unit.replace("@", " at ") + " px")
-    grid[0, 0].set_ylabel("accuracy gained over dense (points)")
-    legend_below(figure, list(grid[0]))
+def _by_network(table: pd.DataFrame) -> tuple[list[Curve], dict]:
+    """A curve per learner, and how their panels are laid out: one per unit and ratio."""
+    shares = table["ratio"].map(lambda ratio: f"{ratio:.0%} removed" if ratio else "dense")
+    table = table.assign(network=in_order(table["unit"].str.split("@").str[0] + "\n" + shares))
+    learners = table.groupby("learner", sort=False)
+    colours = sns.color_palette("colorblind", len(learners))
+    curves = [Curve(part, {"color": c}, name) for c, (name, part) in zip(colours, learners, strict=True)]
+    return curves, {"height": 2.7, "columns": len(curves), "col": "network"}
+
+
+@in_style
+def learners(table: pd.DataFrame) -> Figure:
+    """Mean test error against the budget with 95 % intervals: a panel per network, a curve per learner."""
+    curves, how = _by_network(table)
+    return _over_budgets(curves, ("error", "test error\n(mean, 95 % interval)"), **how)
+
+
+@in_style
+def along_the_stream(table: pd.DataFrame) -> Figure:
+    """Mean test error so far against the compute so far: one panel per network, one point per task."""
+    curves, how = _by_network(table.assign(spent=table["cumulative_macs"] / 1e12))
+    x = "spent", "compute so far (tera MACs)"
+    return panels(curves, x, ("mean_error_so_far", "test error, mean so far"), **how)
+
+
+def _panel(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with a column that names its unit and granularity."""
+    return table.assign(panel=in_order(unit_names(table["unit"]) + "\n" + table["granularity"]))
+
+
+@in_style
+def best_ratio(by_ratio: pd.DataFrame) -> Figure:
+    """Mean test error against the share of filters removed, one curve per budget, its minimum starred."""
+    of_budgets = _panel(by_ratio).drop(columns=["low", "high"]).groupby("budget")
+    star = {"marker": "*", "pointsize": 10, "linewidth": 0, "edgecolor": "black", "edgewidth": 0.6}
+    curves = []
+    for colour, (budget, rows) in zip(sns.color_palette("viridis", len(of_budgets)), of_budgets, strict=True):
+        curves.append(Curve(rows, {"color": colour}, f"{budget:g} dense epochs"))
+        least = rows.groupby("panel", observed=True)["error"].idxmin()
+        curves.append(Curve(rows.loc[least], star | {"color": colour}))
+    x = "ratio", "share of filters removed"
+    figure = panels(curves, x, ("error", "test error, mean over tasks"), height=2.9, columns=5, col="panel")
+    for axes in figure.axes:
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
     return figure
 
 
-def _with_bars(
-    axes: plt.Axes,
-    curve: pd.DataFrame,
-    value: str,
-    prefix: str,
-    dodge: float,
-    arm: pd.Series,
-    label: str | None = None,
-) -> None:
-    """Draw an arm's `value` over the budget, with bars from `<prefix>low` to `<prefix>high`."""
-    below, above = curve[value] - curve[f"{prefix}low"], curve[f"{prefix}high"] - curve[value]
-    axes.errorbar(
-        curve["budget"] * dodge,
-        curve[value],
-        yerr=[below, above],
-        label=label or label_of(arm),
-        elinewidth=0.6,
-        **look_of(arm),
-    )
+@in_style
+def asymptotes(means: pd.DataFrame, fits: pd.DataFrame) -> Figure:
+    """Mean errors against the budget, their power laws where those were fitted, and at the right the floors.
+
+    A floor has its 95 % interval, and is drawn where it is identified.
+    """
+    largest, fits = means["budget"].max(), _panel(fits)
+    points = means[["unit", "arm", "budget", "error"]].merge(fits[["unit", "arm", "ratio", "panel"]])
+    laws = fits.merge(pd.DataFrame({"budget": np.geomspace(FITTED_FROM, 2 * largest, 50)}), how="cross")
+    laws["error"] = power_law(laws["budget"], laws["floor"], laws["scale"], laws["exponent"])
+    laws = laws.drop(columns=["low", "high"])
+    floors = fits[fits["identified"]].rename(columns={"floor": "error"})
+    curves = []
+    for place, ratio in enumerate(np.sort(fits["ratio"].unique())):
+        colour, label = share_look(ratio)
+        curves.append(Curve(points[points["ratio"] == ratio], colour | {"linewidth": 0}, label))
+        curves.append(Curve(laws[laws["ratio"] == ratio], colour | {"linewidth": 0.8, "marker": ""}))
+        floor = floors[floors["ratio"] == ratio].assign(budget=2.5 * largest * 1.15**place)
+        curves.append(Curve(floor, colour | {"linewidth": 0, "marker": "_", "pointsize": 7}))
+    y = "error", "test error, mean over tasks\n(right: fitted floors)"
+    return _over_budgets(curves, y, height=2.8, columns=6, col="panel")
 
 
-def large_or_small(records: pd.DataFrame, means: pd.DataFrame) -> Figure:
-    """Mean test error over the budget, a panel a unit: the network dense and pruned, and the alternatives."""
-    arms, units = arms_table(records), list(records["unit"].unique())
-    figure, grid = plt.subplots(1, len(units), figsize=(PAGE_WIDTH, 2.9), squeeze=False, sharey=True)
-    for axes, unit in zip(grid[0], units, strict=True):
-        of_unit = arms[arms["unit"] == unit]
-        dodges = np.geomspace(0.95, 1.05, len(of_unit))
-        for dodge, (name, arm) in zip(dodges, of_unit.iterrows(), strict=True):
-            label = f"{arm['ratio']:.0%} removed" if arm["ratio"] else None
-            if arm["learner"] != "independent" and label:
-                label += f", {arm['learner']}"
-            _with_bars(axes, means[means["arm"] == name], "error", "", dodge, arm, label)
-        budget_axis(axes, np.sort(means["budget"].unique()))
-        axes.set_title(unit.replace("@", " at ") + " px")
-    grid[0, 0].set_ylabel("test error, mean\n(95 % interval over tasks and seeds)")
-    legend_below(figure, list(grid[0]), columns=5, title=None)
-    return figure
+@in_style
+def regret(table: pd.DataFrame, records: pd.DataFrame, named: Iterable[str]) -> Figure:
+    """Mean regret against the budget: one panel per choice, the adviser a broad line among fixed choices.
+
+    Always choosing an arm of `named`, or the best arm of a panel, looks like the arm; the others are grey.
+    Columns of the table: choice, policy, arm, budget, regret (one row per task).
+    """
+    table = table.assign(choice=in_order(table["choice"]))
+    fixed, advised = (table[(table["policy"] == "adviser") == is_it] for is_it in (False, True))
+    best = fixed.groupby(["arm", "choice"], observed=True)["regret"].mean().unstack("choice").idxmin()
+    means = fixed.groupby(["choice", "arm", "budget"], observed=True)["regret"].mean().reset_index()
+    grey, coloured = [], []
+    for curve in _arm_curves(records, means):
+        if curve.rows["arm"].iloc[0] in {*named, *best}:
+            coloured.append(curve._replace(label=f"always {curve.label}"))
+        else:
+            grey.append(Curve(curve.rows, {"color": "0.8", "linewidth": 0.7, "marker": ""}))
+    along = advised.groupby(["choice", "budget"], observed=True)["regret"].mean().reset_index()
+    broad = {"color": "tab:cyan", "linewidth": 3.5, "alpha": 0.8, "marker": ""}
+    y = "regret", "error above the best in hindsight\n(mean over tasks)"
+    curves = [*grey, *coloured, Curve(along, broad, "adviser")]
+    return _over_budgets(curves, y, height=3.2, col="choice")

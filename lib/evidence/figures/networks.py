@@ -1,96 +1,113 @@
-"""What pruning does to a network, before any training."""
+"""What pruning does to a network before any training, what that takes, and what is learnt."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
-from lib.evidence.figures.style import COLUMN_WIDTH, PAGE_WIDTH, RATIO_COLOURS, legend_below
+from lib.evidence.figures.style import (
+    COLUMN_WIDTH,
+    PAGE_WIDTH,
+    Curve,
+    in_order,
+    in_style,
+    panels,
+    share_look,
+    unit_names,
+)
 
 
+@in_style
 def filters_and_macs(table: pd.DataFrame) -> Figure:
-    """Filters and MACs of every site before and after, one colour a ratio (`table` has a column ratio)."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 2.8))
-    first = table[table["ratio"] == table["ratio"].min()]
-    places = np.arange(len(first))
-    for axes, before, after, scale, label in (
-        (left, "before", "after", 1, "filters of the site"),
-        (right, "macs_before", "macs_after", 1e6, "million MACs of the site, one image"),
-    ):
-        axes.step(places, first[before] / scale, where="mid", color="black", label="dense")
-        for ratio, of_ratio in table.groupby("ratio"):
-            axes.step(
-                places,
-                of_ratio[after] / scale,
-                where="mid",
-                color=RATIO_COLOURS(ratio),
-                label=f"{ratio:.0%} removed",
-            )
-        axes.set_xlabel("site, from the image to the representation")
-        axes.set_ylabel(label)
+    """Filters and million MACs of every site, before and after, one colour per ratio.
+
+    `table` is that of plans, with a column `ratio`.
+    """
+    of_ratios = {0.0: table[table["ratio"] == table["ratio"].min()], **dict(list(table.groupby("ratio")))}
+    curves = []
+    for ratio, sites in of_ratios.items():
+        when, at = "after" if ratio else "before", np.arange(1, len(sites) + 1)
+        filters = {"value": sites[when], "shown": "filters", "site": at}
+        macs = {"value": sites[f"macs_{when}"] / 1e6, "shown": "million MACs, one image", "site": at}
+        curves.append(Curve(pd.concat([pd.DataFrame(filters), pd.DataFrame(macs)]), *share_look(ratio)))
+    x = "site", "site, from the image to the representation"
+    figure = panels(curves, x, ("value", ""), height=2.7, columns=6, share=(True, False), col="shown")
+    for axes in figure.axes:
         axes.set_ylim(bottom=0)
-        axes.set_xticks(places[::2], (places + 1)[::2])
-    left.legend(frameon=False)
     return figure
 
 
+@in_style
 def fidelity_against_ratio(table: pd.DataFrame) -> Figure:
-    """Zero-shot fidelity against the ratio: a row a backbone, criteria on the left, repairs on the right."""
-    names = list(table["backbone"].unique())
-    titles = {"criterion": "criteria, no repair", "repair": "repairs, criterion activation"}
-    height = 1.2 + 2.1 * len(names)
-    figure, grid = plt.subplots(
-        len(names), 2, figsize=(PAGE_WIDTH, height), sharex=True, sharey=True, squeeze=False
-    )
-    for row, name in zip(grid, names, strict=True):
-        for axes, (varied, title) in zip(row, titles.items(), strict=True):
-            part = table[(table["backbone"] == name) & (table["varied"] == varied)]
-            curves = list(part.groupby("name", sort=False))
-            for colour, (label, curve) in zip(sns.color_palette("deep", len(curves)), curves, strict=True):
-                axes.plot(
-                    curve["ratio"], curve["fidelity"], marker="o", color=colour, label=label.replace("_", " ")
-                )
-            axes.set_title(f"{name}: {title}")
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-    for axes, side, title in zip(grid[-1], ("left", "right"), ("criterion", "repair"), strict=True):
-        axes.set_xlabel("share of filters removed")
-        figure.legend(
-            *axes.get_legend_handles_labels(),
-            frameon=False,
-            ncols=3,
-            loc=f"outside lower {side}",
-            title=title,
-            title_fontsize=8,
-        )
-    figure.supylabel("mean cosine with the dense representation", fontsize=8)
+    """Zero-shot fidelity by ratio: a row per backbone, criteria on the left, repairs on the right."""
+    backbones, varied = list(table["backbone"].unique()), list(table["varied"].unique())
+    figure = Figure(figsize=(PAGE_WIDTH, 0.5 + 1.9 * len(backbones)), layout="constrained")
+    grid = figure.subplots(len(backbones), len(varied), squeeze=False)
+    for (backbone, name), part in table.groupby(["backbone", "varied"], sort=False):
+        cells = part.pivot_table("fidelity", "name", "ratio", sort=False).round(1) + 0.0
+        cells = cells.set_axis(cells.index.str.replace("_", " ")).rename(columns="{:.0%}".format)
+        axes = grid[backbones.index(backbone), varied.index(name)]
+        sns.heatmap(cells, vmin=0, vmax=1, cmap="viridis", annot=True, fmt=".1f", cbar=False, ax=axes)
+        axes.set(title=f"{backbone}: {name}", xlabel="share of filters removed", ylabel="")
     return figure
 
 
+@in_style
 def time_against_macs(table: pd.DataFrame) -> Figure:
-    """Share of the dense network's time against the share of its MACs, a panel a backbone.
+    """Share of the dense network's time against the share of its MACs, one panel per backbone.
 
     Colours tell the work; a dashed curve is of whole channels.
     """
-    names, works = list(table["backbone"].unique()), list(table["work"].unique())
-    figure, grid = plt.subplots(1, len(names), figsize=(COLUMN_WIDTH, 2.5), sharey=True, squeeze=False)
+    works = table["work"].unique()
     colours = dict(zip(works, sns.color_palette("colorblind", len(works)), strict=True))
-    for axes, name in zip(grid[0], names, strict=True):
-        axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
-        curves = table[table["backbone"] == name].groupby(["work", "granularity"], sort=False)
-        for (work, granularity), curve in curves:
-            axes.plot(
-                curve["share_of_macs"],
-                curve["share_of_time"],
-                marker="o",
-                markersize=3,
-                color=colours[work],
-                linestyle="--" if granularity == "channel" else "-",
-                label=f"{work}, {granularity}",
-            )
-        axes.set_xlabel("share of its MACs")
-        axes.set_title(name)
-    grid[0, 0].set_ylabel("share of the dense network's\nmeasured time")
-    legend_below(figure, list(grid[0]), columns=2, title=None)
+    curves = []
+    for (work, granularity), rows in table.groupby(["work", "granularity"], sort=False):
+        look = {"color": colours[work], "linestyle": "--" if granularity == "channel" else "-"}
+        curves.append(Curve(rows, look, f"{work}, {granularity}"))
+    x, y = "share of its MACs", "share of the dense network's\nmeasured time"
+    facets = {"columns": 2, "col": "backbone", "height": 2.6, "width": COLUMN_WIDTH}
+    figure = panels(curves, ("share_of_macs", x), ("share_of_time", y), **facets)
+    for axes in figure.axes:
+        axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, zorder=0)
+    return figure
+
+
+@in_style
+def granularity_by_distance(table: pd.DataFrame) -> Figure:
+    """Points by which `filter` is ahead of `channel` against a task's distance to the pretraining images.
+
+    A row of panels per unit, a column per ratio, a colour per budget. Columns of the table: unit, task,
+    distance, ratio, budget, points.
+    """
+    table = table.assign(network=in_order(unit_names(table["unit"]))).sort_values("ratio", kind="stable")
+    table["removed"] = table["ratio"].map("{:.0%} removed".format)
+    of_budgets = table.groupby("budget")
+    curves = []
+    for colour, (budget, rows) in zip(sns.color_palette("viridis", len(of_budgets)), of_budgets, strict=True):
+        look = {"color": colour, "linewidth": 0, "pointsize": 3}
+        curves.append(Curve(rows.sort_values("ratio", kind="stable"), look, f"{budget:g} dense epochs"))
+    x, y = ("distance", "a task's distance (nats)"), ("points", "filter minus channel\n(points of accuracy)")
+    how = {"height": 0.8 + 1.6 * table["unit"].nunique(), "columns": 5, "share": ("row", True)}
+    figure = panels(curves, x, y, col="removed", row="network", **how)
+    for axes in figure.axes:
+        axes.axhline(0, color="black", linewidth=0.8, zorder=0)
+    return figure
+
+
+@in_style
+def contact_sheet(images: dict[str, np.ndarray]) -> Figure:
+    """What the tasks look like: a row of pictures per task, in the stream's order from top to bottom.
+
+    `images` maps what a row is called to uint8 (N, H, W, 3).
+    """
+    count = min(len(row) for row in images.values())
+    size = PAGE_WIDTH, 0.85 * PAGE_WIDTH / count * len(images)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    grid = figure.subplots(len(images), count, squeeze=False)
+    for row, (name, pictures) in zip(grid, images.items(), strict=True):
+        for axes, pixels in zip(row, pictures, strict=False):
+            axes.imshow(pixels)
+            axes.set(xticks=[], yticks=[], frame_on=False)
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
     return figure
