@@ -1,10 +1,8 @@
 """The widgets of notebooks/explore.ipynb: prune, look, fine-tune, and compare with the records."""
 
-import io
 from html import escape
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import yaml
@@ -14,8 +12,8 @@ from matplotlib.figure import Figure
 from lib.common.errors import UserError
 from lib.common.files import atomic_path
 from lib.common.paths import BUILD
-from lib.evidence import records as analysis
-from lib.evidence.figures.style import PAGE_WIDTH, budget_axis
+from lib.evidence.figures.style import BUDGET, PAGE_WIDTH, budget_axis, in_style, picture
+from lib.evidence.records import COMPARED, load_records
 from lib.networks.backbone import load_backbone, normalised
 from lib.networks.macs import forward_macs
 from lib.networks.measure import fidelity, measure_latency
@@ -31,10 +29,7 @@ from lib.streams.load import mixed_images
 BACKBONES = ["resnet26_64", "resnet18half_64", "efficientnet_lite0"]  # they have a learning-rate rule
 BUDGETS = [0.125, 0.25, 0.5, 1.0, 2.0]
 IMAGE_SIZE, BATCH = 64, 16
-CALIBRATION_IMAGES, IMAGES = (
-    32,
-    64,
-)  # what criteria and repairs look at, and others that fidelity is measured on
+CALIBRATION_IMAGES, IMAGES = 32, 64  # for criteria and repairs, and others to measure fidelity on
 
 
 class Explorer:
@@ -114,7 +109,7 @@ class Explorer:
             f"<b>{time:.0f}</b> of {dense_time:.0f} ms for {BATCH} images ({time / dense_time:.0%}); "
             f"zero-shot fidelity <b>{kept:.2f}</b> (1: untouched, 0: unrelated)"
         )
-        self.network_picture.value = _png(_filters(plan.table()))
+        self.network_picture.value = picture(_filters(plan.table())).data
         self.message.value = ""
 
     def fine_tune(self) -> None:
@@ -126,7 +121,7 @@ class Explorer:
                 self.message.value = f"{budget:g} dense epochs ..."
                 records = run_stream(self._spec(budget), self.out)
                 errors[budget] = records["error_test"].iloc[0]
-                self.curve_picture.value = _png(_curve(errors, self._measured_before()))
+                self.curve_picture.value = picture(_curve(errors, self._measured_before())).data
                 self.curve_picture.layout.display = ""
             self.message.value = ", ".join(f"{b:g}: error {error:.3f}" for b, error in errors.items())
         except UserError as error:
@@ -157,7 +152,7 @@ class Explorer:
 
     def _measured_before(self) -> pd.DataFrame:
         """The front of the committed records on this task, or of all tasks for a folder of one's own."""
-        records = analysis.load_records("paper", *analysis.COMPARED)
+        records = load_records("paper", *COMPARED)
         records = records[records["unit"] == f"{self.backbone.value}@{IMAGE_SIZE}"]
         if not self.folder.value.strip():
             records = records[records["task"] == self.task.value]
@@ -167,33 +162,29 @@ class Explorer:
         )
 
 
+@in_style
 def _filters(table: pd.DataFrame) -> Figure:
     """Filters of every site, before and after."""
-    figure, axes = plt.subplots(figsize=(PAGE_WIDTH, 2.2))
-    places = np.arange(len(table))
+    figure = Figure(figsize=(PAGE_WIDTH, 2.2), layout="constrained")
+    axes, places = figure.subplots(), np.arange(1, len(table) + 1)
     axes.bar(places, table["before"], color="0.85", label="removed")
     axes.bar(places, table["after"], color="tab:red", label="kept")
     axes.set(xlabel="site, from the image to the representation", ylabel="filters")
-    axes.legend(frameon=False)
+    axes.legend()
     return figure
 
 
+@in_style
 def _curve(errors: dict[float, float], front: pd.DataFrame) -> Figure:
     """The errors so far, over the front of what was measured before."""
-    figure, axes = plt.subplots(figsize=(PAGE_WIDTH * 0.7, 2.6))
+    figure = Figure(figsize=(PAGE_WIDTH * 0.7, 2.6), layout="constrained")
+    axes = figure.subplots()
     if len(front):
         axes.plot(front.index, front["error"], color="gold", linewidth=5, alpha=0.6, label="front")
         for budget, row in front.iterrows():
             axes.annotate(row["arm"], (budget, row["error"]), fontsize=5, rotation=20, color="0.4")
     axes.plot(list(errors), list(errors.values()), color="tab:red", marker="o", label="this network")
-    budget_axis(axes, np.array(BUDGETS))
-    axes.set_ylabel("test error")
-    axes.legend(frameon=False)
+    budget_axis(axes, BUDGETS)
+    axes.set(xlabel=BUDGET, ylabel="test error")
+    axes.legend()
     return figure
-
-
-def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    plt.close(figure)
-    return file.getvalue()

@@ -1,13 +1,15 @@
 """Write what the paper takes from the records: `python -m paper.build` fills `paper/generated`.
 
 `claims.json` holds the published value and interval of every claim, `claims.tex` its sentence, `numbers.tex`
-every other number, the other .tex files are tables, and `records.sha256` pins the records that all of it
-follows from; `drawn_at.tex` holds each figure's commit. Nothing in them is written by hand.
+every other number, the other .tex files are tables, and `sources.sha256` pins the records, and the figures'
+source data, that all of it follows from; `drawn_at.tex` holds each figure's commit. Nothing in them is
+written by hand.
 """
 
 import hashlib
 import json
-from dataclasses import asdict
+import re
+from pathlib import Path
 
 import pandas as pd
 
@@ -15,48 +17,59 @@ from lib.common.errors import UserError, exit_with_one_sentence
 from lib.common.files import atomic_path
 from lib.common.paths import FIGURES, PAPER_RECORDS, ROOT
 from lib.evidence import adviser, scaling
-from lib.evidence import records as analysis
+from lib.evidence.records import (
+    COMPARED,
+    Estimate,
+    arms,
+    at_shared_budgets,
+    improvement_over_dense,
+    load_records,
+)
 from lib.networks.backbone import load_backbone
 from lib.networks.macs import forward_macs
 from lib.runs.profiles import arms_of
 from lib.runs.spec import RunSpec
 from lib.streams import list_tasks, load_stream
-from paper.claims import Claim, Measured, load_claims, measured
+from paper.claims import DISTANCES, Claim, evaluate, load_claims
 
 GENERATED = ROOT / "paper" / "generated"
-PINNED = "records.sha256"
+PINNED = "sources.sha256"
 TIMES = FIGURES / "paper" / "06_macs_and_measured_time.csv"
 
 
-def published_claims() -> list[tuple[Claim, Measured]]:
+def published_claims() -> list[tuple[Claim, Estimate]]:
     """Every claim and what the committed records give for it."""
-    records = analysis.load_records("paper", *analysis.COMPARED)
-    return [(claim, measured(claim, records)) for claim in load_claims()]
+    records = load_records("paper", *COMPARED)
+    return [(claim, evaluate(claim, records)) for claim in load_claims()]
 
 
-def generated_files(found: list[tuple[Claim, Measured]]) -> dict[str, str]:
-    """Name -> text of every generated file, given the claims as they were measured."""
-    records = analysis.load_records("paper", *analysis.COMPARED)
-    sentences = {claim.id: claim.sentence(now) for claim, now in found}
+def generated_files(found: list[tuple[Claim, Estimate]]) -> dict[str, str]:
+    """Name -> text of every generated file, given the claims' estimates."""
+    records = load_records("paper", *COMPARED)
+    estimates = {
+        claim.id: {end: _rounded(value) for end, value in now._asdict().items()} for claim, now in found
+    }
     return {
-        "claims.json": json.dumps(
-            {claim.id: {key: _rounded(value) for key, value in asdict(now).items()} for claim, now in found},
-            indent=1,
-        )
-        + "\n",
-        "claims.tex": _macros("claim", sentences),
+        "claims.json": json.dumps(estimates, indent=1) + "\n",
+        "claims.tex": _macros("claim", {claim.id: claim.sentence(now) for claim, now in found}),
         "numbers.tex": _macros("val", _numbers(records)),
         "tasks.tex": _tasks(),
         "improvement.tex": _improvement(records),
         "floors.tex": _floors(records),
         PINNED: "".join(
-            f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
-            for file in sorted(PAPER_RECORDS.glob("*.parquet"))
+            f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {name}\n" for name, file in _sources().items()
         ),
     }
 
 
-def check(found: list[tuple[Claim, Measured]]) -> None:
+def _sources() -> dict[str, Path]:
+    """What all numbers follow from, by its path in the repository."""
+    records = sorted(PAPER_RECORDS.glob("*.parquet"))
+    tables = {f"figures/paper/{file.name}": file for file in (TIMES, DISTANCES)}
+    return {f"paper/records/{file.name}": file for file in records} | tables
+
+
+def check(found: list[tuple[Claim, Estimate]]) -> None:
     """Raises UserError for claims that the records do not bear out."""
     if false := [claim.id for claim, now in found if not claim.is_true_of(now)]:
         raise UserError(
@@ -79,10 +92,8 @@ def _macros(kind: str, texts: dict[str, str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text with LaTeX's special characters made harmless."""
-    for character in "%_&#":
-        text = text.replace(character, f"\\{character}")
-    return text
+    """Text with the special characters of LaTeX made harmless."""
+    return re.sub("([%_&#])", r"\\\1", text)
 
 
 def _numbers(records: pd.DataFrame) -> dict[str, str]:
@@ -104,7 +115,7 @@ def _numbers(records: pd.DataFrame) -> dict[str, str]:
         "test images": str(arms["dense"]["evaluation_images"]),
         "smallest budget": f"{records['budget'].min():g}",
         "largest budget": f"{records['budget'].max():g}",
-        "shared budget": f"{analysis.at_shared_budgets(records)['budget'].max():g}",
+        "shared budget": f"{at_shared_budgets(records)['budget'].max():g}",
         "seeds": str(records["seed"].nunique()),
         "runs": str(len(arms)),
         "arms": str(sum("seed" not in fields for fields in arms.values())),
@@ -128,7 +139,7 @@ def _times() -> dict[str, str]:
 def _advice(records: pd.DataFrame) -> str:
     """What the adviser recommends for a task of nobody's, at the budgets that all arms of the unit share."""
     of_unit = records[records["unit"] == records["unit"].iloc[0]]
-    budgets = sorted(analysis.at_shared_budgets(of_unit)["budget"].unique())
+    budgets = sorted(at_shared_budgets(of_unit)["budget"].unique())
     advised = [adviser.recommend(budget, "", of_unit).arm for budget in budgets]
     names = {"probe": "a probe of the dense network", "probe_small": "a probe of the small network"}
     said = []
@@ -139,41 +150,37 @@ def _advice(records: pd.DataFrame) -> str:
 
 
 def _tasks() -> str:
-    """A table of the stream: a row a task, with the images that are used of it."""
+    """A table of the stream: one row per task, with the images that are used of it."""
     spec = RunSpec(**arms_of("paper")["dense"])
     rows = []
     for task in load_stream(spec.stream).tasks:
         data = task.read(spec.image_size).first(spec.train_images, spec.evaluation_images)
         outputs = f"{task.num_classes} tags" if task.kind == "multi-label" else str(task.num_classes)
-        counts = str(len(data.train)), str(len(data.test))
-        rows.append([task.name.replace("_", " "), task.domain, str(task.year), outputs, *counts])
-    return _tabular(["task", "domain", "year", "classes", "training", "test"], rows, words=2)
+        name = task.name.replace("_", " ")
+        rows.append((name, task.domain, task.year, outputs, len(data.train), len(data.test)))
+    columns = ["task", "domain", "year", "classes", "training", "test"]
+    return _tabular(pd.DataFrame(rows, columns=columns), words=2)
 
 
 def _improvement(records: pd.DataFrame) -> str:
-    """A table of the accuracy gained over dense with channels removed, in %: a row a budget."""
-    gains = scaling.by_granularity(records, analysis.improvement_over_dense)
-    ratios = records.drop_duplicates("arm").set_index("arm")["ratio"]
-    gains = gains[gains["granularity"] == "channel"].assign(ratio=gains["arm"].map(ratios))
-    texts = pd.DataFrame(
-        {
-            "budget": gains["budget"],
-            "unit": gains["unit"],
-            "ratio": gains["ratio"],
-            "text": [
-                f"{gain:+.0f} [{low:+.0f}, {high:+.0f}]"
-                for gain, low, high in (100 * gains.filter(like="accuracy_gain")).itertuples(index=False)
-            ],
-        }
+    """A table of the accuracy gained over dense with channels removed, in %: one row per budget."""
+    gains = scaling.by_granularity(records, improvement_over_dense)
+    gains = gains[gains["granularity"] == "channel"]
+    measured = 100 * gains.filter(like="accuracy_gain")
+    texts = gains[["budget", "unit"]].assign(
+        ratio=gains["arm"].map(arms(records)["ratio"]),
+        text=[
+            f"{gain:+.0f} [{low:+.0f}, {high:+.0f}]" for gain, low, high in measured.itertuples(index=False)
+        ],
     )
     wide = texts.pivot(index="budget", columns=["unit", "ratio"], values="text").fillna("--")
     wide = wide.sort_index(axis=1, level="ratio", sort_remaining=False)[records["unit"].unique()]
-    head = [f"{unit.split('@')[0]} {ratio:.0%}" for unit, ratio in wide.columns]
-    return _tabular(["budget", *head], [[f"{row[0]:g}", *row[1:]] for row in wide.itertuples(name=None)])
+    wide.columns = [f"{unit.split('@')[0]} {ratio:.0%}" for unit, ratio in wide.columns]
+    return _tabular(wide.set_axis([f"{budget:g}" for budget in wide.index]).reset_index(names="budget"))
 
 
 def _floors(records: pd.DataFrame) -> str:
-    """A table of what error is left when compute is plentiful, a row a network that was run so far."""
+    """A table of what error is left when compute is plentiful, one row per network that was run so far."""
     fits = scaling.by_granularity(records, scaling.asymptotes).dropna(subset="floor").drop_duplicates("arm")
     seeds = records.groupby(["arm", "budget"])["seed"].nunique().groupby("arm").last()
     rows = []
@@ -182,16 +189,14 @@ def _floors(records: pd.DataFrame) -> str:
         floor = f"{fit.floor:.2f} [{fit.low:.2f}, {fit.high:.2f}]" if fit.identified else "not identified"
         cost = f"{100 * fit.cost:+.1f} [{100 * fit.cost_low:+.1f}, {100 * fit.cost_high:+.1f}]"
         shown = cost if fit.ratio and fit.identified else "--"
-        rows.append([network, f"{fit.ratio:.0%}", str(seeds[fit.arm]), floor, shown])
-    return _tabular(["network", "removed", "seeds", "floor", "cost (points)"], rows)
+        rows.append((network, f"{fit.ratio:.0%}", seeds[fit.arm], floor, shown))
+    return _tabular(pd.DataFrame(rows, columns=["network", "removed", "seeds", "floor", "cost (points)"]))
 
 
-def _tabular(head: list[str], rows: list[list[str]], words: int = 1) -> str:
+def _tabular(table: pd.DataFrame, words: int = 1) -> str:
     """LaTeX of a table whose first `words` columns are to the left, and the others to the right."""
-    lines = [" & ".join(map(escaped, cells)) + " \\\\" for cells in (head, *rows)]
-    columns = "l" * words + "r" * (len(head) - words)
-    body = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", lines[0], "\\midrule", *lines[1:]]
-    return "\n".join([*body, "\\bottomrule", "\\end{tabular}"]) + "\n"
+    columns = "l" * words + "r" * (table.shape[1] - words)
+    return table.to_latex(index=False, escape=True, column_format=columns)
 
 
 def drawn_at() -> str:

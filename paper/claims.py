@@ -1,7 +1,7 @@
-"""The claims of the paper, each a measure over records or over the code itself, with what must hold of it.
+"""The claims of the paper, each an estimator over records or over the code itself, with what must hold of it.
 
-`paper/claims.yaml` lists them. A measure gives a value and, where it comes from trained networks, a 95 %
-interval; a claim is reproduced where its `holds` is true of a new measurement.
+`paper/claims.yaml` lists them. An estimator gives a value and, where it comes from trained networks, a 95 %
+interval; a claim is reproduced where its `holds` is true of a new estimate.
 """
 
 import copy
@@ -16,10 +16,20 @@ import yaml
 from scipy.stats import spearmanr
 from torch import nn
 
-from lib.common.errors import UserError
+from lib.common.errors import UserError, choose
 from lib.common.paths import FIGURES, ROOT
 from lib.evidence import adviser, scaling
-from lib.evidence import records as analysis
+from lib.evidence.records import (
+    GAINS,
+    RESAMPLES,
+    Estimate,
+    at_shared_budgets,
+    errors_by_seed,
+    estimate,
+    granularities_compared,
+    points_gained,
+    seeds_in_common,
+)
 from lib.learning.ledger import Ledger
 from lib.learning.training import Recipe, TaskNetwork, fine_tune
 from lib.networks.backbone import load_backbone
@@ -34,32 +44,22 @@ DISTANCES = FIGURES / "paper" / "11_filter_or_channel.csv"  # a column of its so
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A value and its 95 % interval, which is the value itself where nothing was sampled."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Claim:
     """`says` is a sentence with places for value, low and high; `holds` a condition on the three."""
 
     id: str
     says: str
-    measure: str
+    estimator: str
     arguments: dict
     holds: str
 
-    def sentence(self, measured: Measured) -> str:
-        """What the claim says of a measurement."""
-        return self.says.format(value=measured.value, low=measured.low, high=measured.high)
+    def sentence(self, found: Estimate) -> str:
+        """What the claim says of an estimate."""
+        return self.says.format(**found._asdict())
 
-    def is_true_of(self, measured: Measured) -> bool:
+    def is_true_of(self, found: Estimate) -> bool:
         """Whether `holds` holds."""
-        row = pd.DataFrame({"value": [measured.value], "low": [measured.low], "high": [measured.high]})
-        return bool(row.eval(self.holds).item())
+        return bool(pd.DataFrame([found]).eval(self.holds).item())
 
 
 class NotMeasured(UserError):
@@ -71,72 +71,61 @@ class NotMeasured(UserError):
         )
 
 
-@dataclass(frozen=True)
-class Measure:
-    """How a claim is measured, and whether from records or from the code."""
-
-    call: Callable[..., Measured]
-    needs_records: bool
+ESTIMATORS: dict[str, Callable[..., Estimate]] = {}
+OF_RECORDS: set[str] = set()  # the names of those that need records; the others look at the code
 
 
-MEASURES: dict[str, Measure] = {}
-
-
-def measure(needs_records: bool):
+def estimator(of_records: bool):
     """Register the decorated function under its name."""
 
-    def register(call: Callable[..., Measured]) -> Callable[..., Measured]:
-        MEASURES[call.__name__] = Measure(call, needs_records)
-        return call
+    def register(function: Callable[..., Estimate]) -> Callable[..., Estimate]:
+        ESTIMATORS[function.__name__] = function
+        if of_records:
+            OF_RECORDS.add(function.__name__)
+        return function
 
     return register
 
 
 def load_claims() -> list[Claim]:
-    """The claims of `paper/claims.yaml`. Raises UserError for one that names an unknown measure."""
+    """The claims of `paper/claims.yaml`. Raises UserError for one that names an unknown estimator."""
     claims = [Claim(**fields) for fields in yaml.safe_load(CLAIMS.read_text())]
     for claim in claims:
-        if claim.measure not in MEASURES:
-            raise UserError(
-                f"{CLAIMS.name}: claim {claim.id} has measure={claim.measure!r}: expected one of "
-                f"{', '.join(MEASURES)}."
-            )
+        choose(f"estimator of claim {claim.id} in {CLAIMS.name}", claim.estimator, ESTIMATORS)
     return claims
 
 
-def measured(claim: Claim, records: pd.DataFrame | None) -> Measured:
-    """Measure a claim. Raises NotMeasured where that takes records that there are none of."""
-    chosen = MEASURES[claim.measure]
-    if not chosen.needs_records:
-        return chosen.call(**claim.arguments)
+def evaluate(claim: Claim, records: pd.DataFrame | None) -> Estimate:
+    """What a claim's estimator gives. Raises NotMeasured where that takes records that there are none of."""
+    function = ESTIMATORS[claim.estimator]
+    if claim.estimator not in OF_RECORDS:
+        return function(**claim.arguments)
     if records is None:
         raise NotMeasured(claim.id)
     try:
-        return chosen.call(records, **claim.arguments)
+        return function(records, **claim.arguments)
     except NotMeasured:
         raise NotMeasured(claim.id) from None
 
 
 def _pair(records: pd.DataFrame, *points: tuple[str, float]) -> list[np.ndarray]:
     """The errors (T, S) of two arms, each at a budget, over the seeds in common."""
-    table = analysis.errors_by_seed(records[records["arm"].isin([arm for arm, _ in points])])
+    table = errors_by_seed(records[records["arm"].isin([arm for arm, _ in points])])
     if not set(points) <= set(table.index):
         raise NotMeasured
-    return analysis.seeds_in_common(table, *points)
+    return seeds_in_common(table, *points)
 
 
-@measure(needs_records=True)
+@estimator(of_records=True)
 def improvement(
     records: pd.DataFrame, arm: str, over: str, budget: float, of: str, over_budget: float | None = None
-) -> Measured:
-    """What an arm gains over another at the same budget, or at another: one of records.MEASURES."""
-    pair = _pair(records, (arm, budget), (over, over_budget or budget))
-    statistic = analysis.MEASURES[of]
-    return _with_interval(statistic, pair)
+) -> Estimate:
+    """What an arm gains over another at the same budget, or at another: one of records.GAINS."""
+    return estimate(GAINS[of], *_pair(records, (arm, budget), (over, over_budget or budget)))
 
 
-@measure(needs_records=True)
-def ahead_until(records: pd.DataFrame, arm: str, over: str) -> Measured:
+@estimator(of_records=True)
+def ahead_until(records: pd.DataFrame, arm: str, over: str) -> Estimate:
     """The largest budget up to which an arm has the lower mean error at every budget that both have.
 
     `low`: up to which chance alone does not explain that; `high`: up to which it is at least not excluded.
@@ -145,18 +134,18 @@ def ahead_until(records: pd.DataFrame, arm: str, over: str) -> Measured:
     of_arms = records[records["arm"].isin([arm, over])]
     if of_arms["arm"].nunique() < 2:
         raise NotMeasured
-    budgets = np.sort(analysis.at_shared_budgets(of_arms)["budget"].unique())
+    budgets = np.sort(at_shared_budgets(of_arms)["budget"].unique())
     gained = [improvement(of_arms, arm, over, budget, "points_gained") for budget in budgets]
 
     def until(end: str) -> float:
-        ahead = [getattr(measured, end) > 0 for measured in gained]
+        ahead = [getattr(found, end) > 0 for found in gained]
         return float([0, *budgets][[*ahead, False].index(False)])
 
-    return Measured(until("value"), until("low"), until("high"))
+    return Estimate(until("value"), until("low"), until("high"))
 
 
-@measure(needs_records=True)
-def best_share(records: pd.DataFrame, unit: str, granularity: str, budget: float) -> Measured:
+@estimator(of_records=True)
+def best_share(records: pd.DataFrame, unit: str, granularity: str, budget: float) -> Estimate:
     """The share of filters whose removal gives the lowest error at a budget, of those that were run."""
     grid = scaling.main_grid(records[records["unit"] == unit], granularity)
     if grid["ratio"].nunique() < 3:
@@ -165,28 +154,28 @@ def best_share(records: pd.DataFrame, unit: str, granularity: str, budget: float
     row = best[best["budget"] == budget]
     if row.empty:
         raise NotMeasured
-    return Measured(*row[["ratio", "low", "high"]].iloc[0].astype(float))
+    return Estimate(*row[["ratio", "low", "high"]].iloc[0].astype(float))
 
 
-@measure(needs_records=True)
-def adviser_lead(records: pd.DataFrame, unit: str, granularity: str | None = None) -> Measured:
+@estimator(of_records=True)
+def adviser_lead(records: pd.DataFrame, unit: str, granularity: str | None = None) -> Estimate:
     """By how many points of error the adviser's mean regret is below that of the best fixed choice.
 
     Of all networks and learners of a unit, or of the main grid of a granularity alone.
     """
     of_unit = records[records["unit"] == unit]
     if granularity:
-        of_unit = analysis.at_shared_budgets(scaling.main_grid(of_unit, granularity))
+        of_unit = at_shared_budgets(scaling.main_grid(of_unit, granularity))
     if of_unit["arm"].nunique() < 3:
         raise NotMeasured
     table = adviser.regrets(of_unit).pivot_table("regret", "task", "policy")
     fixed = table.drop(columns="adviser")
     pair = [table[["adviser"]].to_numpy(), fixed[[fixed.mean().idxmin()]].to_numpy()]
-    return _with_interval(analysis.points_gained, pair)
+    return estimate(points_gained, *pair)
 
 
-@measure(needs_records=True)
-def distance_correlation(records: pd.DataFrame, unit: str) -> Measured:
+@estimator(of_records=True)
+def distance_correlation(records: pd.DataFrame, unit: str) -> Estimate:
     """Spearman's correlation of a task's distance with the lead of `filter` over `channel`, over tasks.
 
     A task's lead is averaged over ratios and budgets first. Distances are those that notebook 11 measured.
@@ -194,36 +183,30 @@ def distance_correlation(records: pd.DataFrame, unit: str) -> Measured:
     of_unit = records[records["unit"] == unit]
     if of_unit["granularity"].nunique() < 2:
         raise NotMeasured
-    leads = analysis.granularities_compared(of_unit).groupby("task", sort=False)["points"].mean()
-    measured_before = pd.read_csv(DISTANCES).query("unit == @unit").groupby("task")["distance"].first()
-    if not set(leads.index) <= set(measured_before.index):
+    leads = granularities_compared(of_unit).groupby("task", sort=False)["points"].mean()
+    distances = pd.read_csv(DISTANCES).query("unit == @unit").groupby("task")["distance"].first()
+    if not set(leads.index) <= set(distances.index):
         raise NotMeasured
-    pairs = np.array([(measured_before[task], lead) for task, lead in leads.items()])
-    drawn = np.random.default_rng(0).integers(len(pairs), size=(analysis.RESAMPLES // 4, len(pairs)))
+    pairs = np.array([(distances[task], lead) for task, lead in leads.items()])
+    drawn = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES // 4, len(pairs)))
     found = [spearmanr(*pairs[draw].T).statistic for draw in drawn if len(set(draw)) > 2]
-    return Measured(float(spearmanr(*pairs.T).statistic), *map(float, np.percentile(found, [2.5, 97.5])))
+    return Estimate(float(spearmanr(*pairs.T).statistic), *map(float, np.percentile(found, [2.5, 97.5])))
 
 
-def _with_interval(statistic: Callable[..., np.ndarray], errors: list[np.ndarray]) -> Measured:
-    """A statistic of errors (T, S), and its interval over tasks and seeds."""
-    value = statistic(*(error.mean(1) for error in errors))
-    return Measured(float(value), *analysis.bootstrap(statistic, *errors))
+def _exactly(value: float) -> Estimate:
+    return Estimate(value, value, value)
 
 
-def _exactly(value: float) -> Measured:
-    return Measured(value, value, value)
-
-
-@measure(needs_records=False)
-def share_of_macs(backbone: str, ratio: float, granularity: str, image_size: int) -> Measured:
+@estimator(of_records=False)
+def share_of_macs(backbone: str, ratio: float, granularity: str, image_size: int) -> Estimate:
     """The forward MACs of a pruned network over those of the dense one."""
     dense = load_backbone(backbone)
     pruned = plan_pruning(dense, ratio, granularity=granularity).apply(dense)
     return _exactly(forward_macs(pruned, image_size) / forward_macs(dense, image_size))
 
 
-@measure(needs_records=False)
-def masked_difference(backbone: str, ratio: float, image_size: int) -> Measured:
+@estimator(of_records=False)
+def masked_difference(backbone: str, ratio: float, image_size: int) -> Estimate:
     """The largest difference of the pruned network's representation from the masked one's, over its size."""
     dense = load_backbone(backbone).double()
     plan = plan_pruning(dense, ratio)
@@ -238,8 +221,8 @@ def masked_difference(backbone: str, ratio: float, image_size: int) -> Measured:
     return _exactly(difference.item())
 
 
-@measure(needs_records=False)
-def ledger_difference(backbone: str, images: int) -> Measured:
+@estimator(of_records=False)
+def ledger_difference(backbone: str, images: int) -> Estimate:
     """Charged images over images that went through the first layer in training, minus 1."""
     network = TaskNetwork(load_backbone(backbone), 10)
     seen = []

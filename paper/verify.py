@@ -12,11 +12,11 @@ import sys
 import pandas as pd
 
 from lib.common.errors import UserError, exit_with_one_sentence
-from lib.evidence.records import COMPARED, load_records
+from lib.evidence.records import COMPARED, Estimate, load_records
 from lib.runs.profiles import arms_of, records_file
 from lib.runs.spec import RunSpec
 from paper.build import GENERATED, PINNED, generated_files, published_claims
-from paper.claims import MEASURES, Measured, NotMeasured, load_claims, measured
+from paper.claims import OF_RECORDS, NotMeasured, evaluate, load_claims
 
 TOO_SMALL = ("smoke",)  # its records say that everything works, and nothing about errors
 
@@ -45,37 +45,28 @@ def unlike_their_arms() -> list[str]:
 
 
 def verify(profile: str) -> tuple[pd.DataFrame, bool]:
-    """A row a claim: what was published, what is measured now, and the verdict; and whether all is well."""
+    """One row per claim: what was published, what is measured now, and the verdict; and if all is well."""
     arms_of(profile)  # refuses an unknown one
     published = json.loads((GENERATED / "claims.json").read_text())
     records = None if profile in TOO_SMALL else load_records(profile, *COMPARED)
     rows, well = [], True
     for claim in load_claims():
-        before, now, verdict = Measured(**published[claim.id]), None, "not measured here"
+        before, now, verdict = _shown(Estimate(**published[claim.id])), "", "not measured here"
         try:
-            now = measured(claim, records)
+            found = evaluate(claim, records)
         except NotMeasured:
             pass
         else:
-            verdict = "reproduced" if claim.is_true_of(now) else "not reproduced"
-            well &= claim.is_true_of(now)
-        kind = "records" if MEASURES[claim.measure].needs_records else "code"
-        rows.append(
-            {
-                "claim": claim.id,
-                "of": kind,
-                "holds": claim.holds,
-                "published": _shown(before),
-                "now": "" if now is None else _shown(now),
-                "verdict": verdict,
-            }
-        )
-    return pd.DataFrame(rows), well
+            now, verdict = _shown(found), "reproduced" if claim.is_true_of(found) else "not reproduced"
+            well &= claim.is_true_of(found)
+        kind = "records" if claim.estimator in OF_RECORDS else "code"
+        rows.append((claim.id, kind, claim.holds, before, now, verdict))
+    return pd.DataFrame(rows, columns=["claim", "of", "holds", "published", "now", "verdict"]), well
 
 
-def _shown(measured: Measured) -> str:
-    interval = "" if measured.low == measured.high else f" [{measured.low:+.3f}, {measured.high:+.3f}]"
-    return f"{measured.value:+.3f}{interval}"
+def _shown(found: Estimate) -> str:
+    interval = "" if found.low == found.high else f" [{found.low:+.3f}, {found.high:+.3f}]"
+    return f"{found.value:+.3f}{interval}"
 
 
 def main(profile: str) -> None:

@@ -7,8 +7,9 @@ import pytest
 from lib.common.errors import UserError
 from lib.evidence import records as analysis
 from lib.evidence.records import (
-    bootstrap,
+    described,
     errors_by_seed,
+    estimate,
     improvement_over_dense,
     load_records,
     mean_errors,
@@ -25,16 +26,20 @@ ERRORS = {
 
 
 def records_of(errors: dict[tuple[str, float], list[float]]) -> pd.DataFrame:
-    return pd.DataFrame(
+    records = pd.DataFrame(
         [
             {
                 "arm": arm,
-                "unit": "net@64",
+                "reference": "net@64",
                 "backbone": "net",
                 "image_size": 64,
                 "ratio": 0.0 if arm == "dense" else 0.5,
                 "budget": budget,
                 "event": event,
+                "criterion": "l1",
+                "scope": "uniform",
+                "granularity": "filter",
+                "repair": "none",
                 "learner": "independent",
                 "trials": 1,
                 "task": f"task{event}",
@@ -47,6 +52,13 @@ def records_of(errors: dict[tuple[str, float], list[float]]) -> pd.DataFrame:
             for event, error in enumerate(of_tasks)
         ]
     )
+    return described(records)
+
+
+def elsewhere(records: pd.DataFrame, **fields) -> pd.DataFrame:
+    """The same of another network, which is a unit of its own, with half the errors."""
+    halved = {"error_test": records["error_test"] / 2, **fields}
+    return described(records.assign(reference="other@64", backbone="other", **halved))
 
 
 def test_improvement_by_hand():
@@ -82,13 +94,14 @@ def test_interval_is_a_point_when_all_tasks_are_equal():
 def test_bootstrap_is_paired():
     """Tasks differ much, arms by the same ten points everywhere: a paired interval has no width."""
     dense = np.linspace(0.2, 0.9, 8)
-    low, high = bootstrap(analysis.points_gained, dense[:, None] - 0.1, dense[:, None])
-    assert (low, high) == (pytest.approx(10), pytest.approx(10))
+    found = estimate(analysis.points_gained, dense[:, None] - 0.1, dense[:, None])
+    assert found == pytest.approx((10, 10, 10))
 
 
 def test_interval_of_a_mean_is_that_of_the_normal_approximation():
     errors = np.random.default_rng(1).uniform(0, 1, 200)
-    low, high = bootstrap(lambda drawn: drawn.mean(-1), errors[:, None])
+    value, low, high = estimate(lambda drawn: drawn.mean(-1), errors[:, None])
+    assert value == pytest.approx(errors.mean())
     half = 1.96 * errors.std() / np.sqrt(200)
     assert (low, high) == pytest.approx((errors.mean() - half, errors.mean() + half), abs=0.1 * half)
 
@@ -136,15 +149,14 @@ def test_the_interval_is_over_tasks_and_over_seeds_within_them():
     rng = np.random.default_rng(0)
     tasks, seeds = rng.normal(0, 1, (300, 1)), rng.normal(0, 2, (300, 4))
     errors = tasks + seeds
-    low, high = bootstrap(lambda drawn: drawn.mean(-1), errors)
+    _, low, high = estimate(lambda drawn: drawn.mean(-1), errors)
     # What draws of tasks alone vary by, and the seeds' own variance a second time, of four draws each.
     expected = np.sqrt((errors.mean(1).var() + errors.var(1).mean() / 4) / 300)
     assert high - low == pytest.approx(2 * 1.96 * expected, rel=0.08)
 
 
 def test_granularities_are_compared_where_they_alone_differ():
-    common = {"criterion": "activation", "scope": "uniform", "repair": "mean"}
-    records = records_of(ERRORS | {("thin", 0.5): [0.9, 0.3], ("thin", 1.0): [0.7, 0.5]}).assign(**common)
+    records = records_of(ERRORS | {("thin", 0.5): [0.9, 0.3], ("thin", 1.0): [0.7, 0.5]})
     thin = records["arm"] == "thin"
     records["granularity"] = np.where(thin, "channel", "filter")
     table = analysis.granularities_compared(records)
@@ -155,8 +167,7 @@ def test_granularities_are_compared_where_they_alone_differ():
         ["task1", 0.5, 1.0],
     ]
     assert table["points"].tolist() == pytest.approx([20, -10, 10, 0])
-    other = records.assign(unit="other@64", backbone="other", error_test=records["error_test"] / 2)
-    both = analysis.granularities_compared(pd.concat([records, other])).set_index("unit")
+    both = analysis.granularities_compared(pd.concat([records, elsewhere(records)])).set_index("unit")
     assert both.loc["other@64", "points"].tolist() == pytest.approx([10, -5, 5, 0])
 
 
@@ -164,8 +175,7 @@ def test_an_arm_that_was_run_with_fewer_budgets_is_compared_at_those():
     records = without("half", 1.0)
     assert improvement_over_dense(records)["budget"].tolist() == [0.5]
     assert set(analysis.at_shared_budgets(records)["budget"]) == {0.5}
-    other = records_of(ERRORS).assign(unit="other@64")
-    both = analysis.at_shared_budgets(pd.concat([records, other]))
+    both = analysis.at_shared_budgets(pd.concat([records, elsewhere(records_of(ERRORS))]))
     assert both.groupby("unit")["budget"].nunique().to_dict() == {"net@64": 1, "other@64": 2}
 
 
@@ -197,7 +207,7 @@ def test_records_are_those_of_the_profile_in_its_order(tmp_path, monkeypatch):
     monkeypatch.setattr(analysis, "records_file", lambda _, arm: tmp_path / f"{arm}.parquet")
     for number, arm in enumerate(arms):
         frame = pd.DataFrame({"error_test": [number / 10], "backbone": ["net"], "image_size": [64]})
-        frame.assign(reference=None).to_parquet(tmp_path / f"{arm}.parquet")
+        frame.assign(reference=None, seed=0).to_parquet(tmp_path / f"{arm}.parquet")
     records = load_records("smoke", "arms", "a group of another profile", "learners")
     assert records["arm"].tolist() == arms
     assert records["error_test"].tolist() == [number / 10 for number in range(len(arms))]
@@ -221,9 +231,7 @@ def test_unknown_profile_is_named_with_the_others():
 def test_units_are_compared_apart():
     """Two networks, each with its dense arm: the second's errors are halved, so its gains differ."""
     first = records_of(ERRORS)
-    second = first.assign(
-        arm="other_" + first["arm"], unit="other@64", backbone="other", error_test=first["error_test"] / 2
-    )
+    second = elsewhere(first, arm="other_" + first["arm"])
     gains = improvement_over_dense(pd.concat([first, second], ignore_index=True)).set_index(["arm", "budget"])
     alone = improvement_over_dense(first).set_index(["arm", "budget"])
     pd.testing.assert_frame_equal(gains[gains["unit"] == "net@64"], alone)
@@ -236,8 +244,10 @@ def test_a_smaller_network_counts_in_the_unit_of_its_reference(tmp_path, monkeyp
     for arm in analysis.arms_of("smoke", "arms"):
         backbone, reference = ("small", "large@64") if arm == "small" else ("large", None)
         frame = pd.DataFrame({"backbone": [backbone], "image_size": [64], "reference": [reference]})
-        frame.to_parquet(tmp_path / f"{arm}.parquet")
-    assert set(load_records("smoke")["unit"]) == {"large@64"}
+        frame.assign(seed=0).to_parquet(tmp_path / f"{arm}.parquet")
+    records = load_records("smoke")
+    assert set(records["unit"]) == {"large@64"}
+    assert records.groupby("backbone")["own"].all().to_dict() == {"large": True, "small": False}
 
 
 def test_unlimited_table_by_hand():
@@ -277,16 +287,12 @@ def test_learners_are_compared_where_a_pruned_network_was_probed():
             first,
             first[half].assign(arm="half probed", learner="probe"),
             first[half].assign(arm="quarter", ratio=0.25),
-            first[~half].assign(arm="fewer pixels", image_size=32),
-            first.assign(unit="other@64", backbone="other", arm="other " + first["arm"]),
+            described(first[~half].assign(arm="fewer pixels", image_size=32)),
+            elsewhere(first, arm="other " + first["arm"]),
         ]
-    ).assign(criterion="l1", scope="uniform", granularity="filter", repair="none")
-    assert list(analysis.learners_grid(records)["arm"].unique()) == ["dense", "half", "half probed"]
-    apart = analysis.learners_compared(
-        pd.concat(
-            [first, first.assign(unit="other@64", backbone="other", error_test=first["error_test"] / 2)]
-        )
     )
+    assert list(analysis.learners_grid(records)["arm"].unique()) == ["dense", "half", "half probed"]
+    apart = analysis.learners_compared(pd.concat([first, elsewhere(first)]))
     errors = apart.set_index(["unit", "ratio", "budget"])["error"]
     assert errors["other@64", 0.5, 1.0] == pytest.approx(errors["net@64", 0.5, 1.0] / 2)
 
@@ -311,3 +317,28 @@ def test_a_dense_arm_alone_has_no_improvement_and_all_columns():
     records = records_of({key: errors for key, errors in ERRORS.items() if key[0] == "dense"})
     alone = improvement_over_dense(records)
     assert alone.empty and list(alone.columns) == list(improvement_over_dense(records_of(ERRORS)).columns)
+
+
+def test_arms_are_told_apart_and_called_what_they_are():
+    """Dense first, then by ratio; what is not the unit's own network at its resolution, and probes, last."""
+    first = records_of(ERRORS)
+    dense, half = (first[first["arm"] == arm] for arm in ("dense", "half"))
+    records = pd.concat(
+        [
+            dense.assign(arm="probed", learner="probe"),
+            described(dense.assign(arm="small", backbone="tiny")),
+            half.assign(arm="thin", granularity="channel", criterion="activation", repair="mean"),
+            half.assign(arm="tried", trials=8),
+            described(half.assign(arm="fewer", image_size=32, scope="global")),
+            first,
+        ]
+    )
+    assert analysis.arms(records)["label"].to_dict() == {
+        "dense": "dense",
+        "thin": "50 %, activation, channel + mean",
+        "tried": "50 %, l1, independent, searched",
+        "half": "50 %, l1",
+        "small": "tiny, dense",
+        "fewer": "50 %, l1, global, 32 px",
+        "probed": "dense, probe",
+    }

@@ -13,25 +13,26 @@ from test_analysis import ERRORS, records_of, with_seeds
 from lib.common.errors import UserError
 from lib.common.paths import PAPER_RECORDS
 from lib.evidence import records as analysis
+from lib.evidence.records import Estimate
 from lib.runs.profiles import arms_of
 from paper import build as paper
 from paper import claims, verify
-from paper.claims import MEASURES, Claim, Measured, NotMeasured, load_claims, measured
+from paper.claims import ESTIMATORS, OF_RECORDS, Claim, NotMeasured, evaluate, load_claims
 
 
-def claim(measure: str, holds: str = "low > 0", **arguments) -> Claim:
-    return Claim("one", "{value:+.0%} [{low:+.0%}, {high:+.0%}]", measure, arguments, holds)
+def claim(estimator: str, holds: str = "low > 0", **arguments) -> Claim:
+    return Claim("one", "{value:+.0%} [{low:+.0%}, {high:+.0%}]", estimator, arguments, holds)
 
 
 def test_improvement_is_that_of_the_analysis():
     records = with_seeds({"dense": 3, "half": 2})
     row = analysis.improvement_over_dense(records).iloc[0]
     one = claim("improvement", arm="half", over="dense", budget=0.5, of="accuracy_gain")
-    found = measured(one, records)
+    found = evaluate(one, records)
     assert found.value == pytest.approx(row["accuracy_gain"])
     assert (found.low, found.high) == pytest.approx((row["accuracy_gain_low"], row["accuracy_gain_high"]))
     assert one.is_true_of(found) and not claim("improvement", holds="high < 0").is_true_of(found)
-    assert one.sentence(Measured(0.5, 0.25, 0.75)) == "+50% [+25%, +75%]"
+    assert one.sentence(Estimate(0.5, 0.25, 0.75)) == "+50% [+25%, +75%]"
 
 
 def test_how_long_an_arm_is_ahead():
@@ -42,20 +43,20 @@ def test_how_long_an_arm_is_ahead():
         ("half", 2.0): [0.6, 0.6, 0.7, 0.6],
         ("half", 4.0): [0.1, 0.1, 0.1, 0.1],
     }
-    found = measured(claim("ahead_until", arm="half", over="dense"), records_of(errors))
-    assert found == Measured(value=1.0, low=0.5, high=1.0)
-    never = measured(claim("ahead_until", arm="dense", over="half"), records_of(errors))
-    assert never == Measured(0.0, 0.0, 0.0)
+    found = evaluate(claim("ahead_until", arm="half", over="dense"), records_of(errors))
+    assert found == Estimate(value=1.0, low=0.5, high=1.0)
+    never = evaluate(claim("ahead_until", arm="dense", over="half"), records_of(errors))
+    assert never == Estimate(0.0, 0.0, 0.0)
     always = {key: of_tasks for key, of_tasks in errors.items() if key[1] == 0.5}
-    found = measured(claim("ahead_until", arm="half", over="dense"), records_of(always))
-    assert found == Measured(0.5, 0.5, 0.5)
+    found = evaluate(claim("ahead_until", arm="half", over="dense"), records_of(always))
+    assert found == Estimate(0.5, 0.5, 0.5)
     with pytest.raises(NotMeasured):
-        measured(claim("ahead_until", arm="other", over="dense"), records_of(errors))
+        evaluate(claim("ahead_until", arm="other", over="dense"), records_of(errors))
 
 
 def test_an_arm_can_be_compared_with_another_at_another_budget():
     one = claim("improvement", arm="half", over="dense", budget=0.5, over_budget=1.0, of="points_gained")
-    found = measured(one, records_of(ERRORS))
+    found = evaluate(one, records_of(ERRORS))
     assert found.value == pytest.approx(-5) and (found.low, found.high) == pytest.approx((-20, 10))
 
 
@@ -63,43 +64,45 @@ def test_an_arm_can_be_compared_with_another_at_another_budget():
 def test_what_the_records_do_not_have_is_not_measured(arguments):
     one = claim("improvement", over="dense", of="points_gained", **arguments)
     with pytest.raises(NotMeasured):
-        measured(one, records_of(ERRORS))
+        evaluate(one, records_of(ERRORS))
     with pytest.raises(NotMeasured):
-        measured(one, None)
+        evaluate(one, None)
 
 
 def test_what_is_claimed_of_the_code_is_measured_without_records():
     half = {"backbone": "resnet18half_64", "ratio": 0.5, "image_size": 64}
-    share = measured(claim("share_of_macs", granularity="filter", **half), None)
-    thin = measured(claim("share_of_macs", granularity="channel", **half), None)
+    share = evaluate(claim("share_of_macs", granularity="filter", **half), None)
+    thin = evaluate(claim("share_of_macs", granularity="channel", **half), None)
     assert thin.value < share.value
     assert 0.3 < share.value < 0.7 and share.low == share.high == share.value
-    exact = measured(claim("masked_difference", backbone="resnet18half_64", ratio=0.5, image_size=64), None)
+    exact = evaluate(claim("masked_difference", backbone="resnet18half_64", ratio=0.5, image_size=64), None)
     assert exact.value < 1e-12
-    assert measured(claim("ledger_difference", backbone="resnet18half_64", images=37), None).value == 0
+    assert evaluate(claim("ledger_difference", backbone="resnet18half_64", images=37), None).value == 0
 
 
 def test_a_masked_network_is_not_the_dense_one(monkeypatch):
     """Were nothing masked, the difference would show."""
     monkeypatch.setattr(claims, "mask_channels", lambda *_: None)
-    found = measured(claim("masked_difference", backbone="resnet18half_64", ratio=0.5, image_size=64), None)
+    found = evaluate(claim("masked_difference", backbone="resnet18half_64", ratio=0.5, image_size=64), None)
     assert found.value > 1e-3
 
 
-def test_claims_are_told_apart_and_name_measures_and_arms_that_exist():
+def test_claims_are_told_apart_and_name_estimators_and_arms_that_exist():
     found = load_claims()
     assert len({one.id for one in found}) == len(found) > 10
     for one in found:
         for key in ("arm", "over"):
             assert one.arguments.get(key, "dense") in arms_of("paper")
-        assert one.measure in MEASURES and one.sentence(Measured(0.1, 0.0, 0.2))
+        assert one.estimator in ESTIMATORS and one.sentence(Estimate(0.1, 0.0, 0.2))
 
 
-def test_an_unknown_measure_is_refused(tmp_path, monkeypatch):
+def test_an_unknown_estimator_is_refused(tmp_path, monkeypatch):
     file = tmp_path / "claims.yaml"
-    file.write_text("- {id: a, says: x, measure: guess, arguments: {}, holds: value > 0}")
+    file.write_text("- {id: a, says: x, estimator: guess, arguments: {}, holds: value > 0}")
     monkeypatch.setattr(claims, "CLAIMS", file)
-    with pytest.raises(UserError, match="claim a has measure='guess': expected one of improvement, "):
+    with pytest.raises(
+        UserError, match=r"estimator of claim a in claims\.yaml 'guess': expected one of improvement, "
+    ):
         load_claims()
 
 
@@ -143,7 +146,17 @@ def test_a_number_changed_in_a_record_is_caught(committed):
     records = pd.read_parquet(file)
     records.loc[3, "error_test"] = np.nextafter(records.loc[3, "error_test"], 1)
     records.to_parquet(file, index=False)
-    assert verify.altered() == ["records.sha256"]
+    assert verify.altered() == ["sources.sha256"]
+
+
+@pytest.mark.parametrize("table", ["TIMES", "DISTANCES"])
+def test_a_number_changed_in_a_figure_s_source_data_is_caught(committed, monkeypatch, table):
+    """Also one that no sentence shows: its last line, of a network that the paper's times are not of."""
+    changed = committed / getattr(paper, table).name
+    text = getattr(paper, table).read_text()
+    changed.write_text(text[:-2] + ("1" if text[-2] != "1" else "2") + "\n")
+    monkeypatch.setattr(paper, table, changed)
+    assert verify.altered() == ["sources.sha256"]
 
 
 def test_a_number_changed_in_what_is_generated_is_caught(committed):
@@ -161,7 +174,7 @@ def test_a_number_changed_in_what_is_generated_is_caught(committed):
 def test_smoke_verifies_the_code_and_leaves_the_rest(committed, capsys):
     verify.main("smoke")
     printed = capsys.readouterr().out
-    code = sum(not MEASURES[one.measure].needs_records for one in load_claims())
+    code = sum(one.estimator not in OF_RECORDS for one in load_claims())
     assert f"smoke: {len(load_claims()) - code} not measured here, {code} reproduced." in printed
 
 
@@ -191,7 +204,7 @@ def test_records_measured_anew_are_what_the_claims_are_tested_on(committed, caps
     printed = capsys.readouterr().out
     assert "The records are not the published ones" in printed
     assert f"paper: {len(load_claims())} reproduced." in printed
-    with pytest.raises(UserError, match=r"records\.sha256"):
+    with pytest.raises(UserError, match=r"sources\.sha256"):
         verify.main("smoke")
 
 

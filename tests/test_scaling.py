@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lib.evidence.records import described
 from lib.evidence.scaling import (
     asymptotes,
     best_ratio,
@@ -24,7 +25,7 @@ def records_of(curves: dict[float, tuple], budgets: tuple = BUDGETS, noise: floa
     rows = [
         {
             "arm": f"ratio {ratio}",
-            "unit": "net@64",
+            "reference": "net@64",
             "backbone": "net",
             "image_size": 64,
             "ratio": ratio,
@@ -46,7 +47,7 @@ def records_of(curves: dict[float, tuple], budgets: tuple = BUDGETS, noise: floa
         for event in range(4)
         for seed in range(2)
     ]
-    return pd.DataFrame(rows)
+    return described(pd.DataFrame(rows))
 
 
 # Pruned: lower at first, and a higher floor. They cross at a budget of 1.
@@ -110,7 +111,7 @@ def test_the_grid_is_what_differs_in_the_ratio_alone():
         "backbone": "small",
     }
     for column, value in others.items():
-        changed = records.assign(**{column: value})
+        changed = described(records.assign(**{column: value}))
         assert main_grid(changed).empty or (column in ("criterion", "repair", "scope", "granularity"))
         assert set(main_grid(changed)["ratio"]) <= {0.0}
     assert set(main_grid(records)["ratio"]) == {0.0, 0.25, 0.5}
