@@ -6,9 +6,10 @@ import os
 import stat
 
 import pytest
+import torch
 
 from lib.common.errors import UserError
-from lib.common.files import atomic_path, write_json
+from lib.common.files import atomic_path, save_tensors, write_json
 
 
 def test_file_appears_whole_and_alone(tmp_path):
@@ -19,7 +20,25 @@ def test_file_appears_whole_and_alone(tmp_path):
         temporary.write_text("whole")
     assert target.read_text() == "whole"
     assert os.listdir(target.parent) == ["table.csv"]
-    assert stat.S_IMODE(target.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_mode_that_the_umask_gives(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "x.json", 1)
+        save_tensors({"a": torch.ones(2)}, tmp_path / "x.safetensors")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {mode}
+
+
+def test_longest_name_a_file_may_have_is_written(tmp_path):
+    write_json(tmp_path / ("ü" * 125 + ".json"), 1)
+    assert len(os.listdir(tmp_path)) == 1
+    with pytest.raises(UserError, match="Cannot write"):
+        write_json(tmp_path / ("ü" * 126 + ".json"), 1)
+    assert len(os.listdir(tmp_path)) == 1
 
 
 def test_temporary_file_has_the_suffix_that_writers_look_at(tmp_path):
@@ -55,6 +74,15 @@ def test_path_below_a_file_is_one_sentence(tmp_path):
         atomic_path(tmp_path / "file" / "a" / "b.csv"),
     ):
         pass
+    with pytest.raises(UserError, match=str(tmp_path / "file")), atomic_path(tmp_path / "file" / "b.csv"):
+        pass
+
+
+def test_path_of_a_folder_is_one_sentence_and_leaves_it(tmp_path):
+    (tmp_path / "folder" / "below").mkdir(parents=True)
+    with pytest.raises(UserError, match="Is a directory"), atomic_path(tmp_path / "folder"):
+        pass
+    assert os.listdir(tmp_path) == ["folder"]
 
 
 def test_error_in_the_block_that_is_not_about_writing_is_not_hidden(tmp_path):

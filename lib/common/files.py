@@ -4,16 +4,20 @@ import errno
 import json
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lib.common.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Kinds of OSError that say: not here, or not so much.
+_REFUSALS = "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EEXIST ENOTDIR EISDIR ENAMETOOLONG"
+_NOT_WRITABLE = {getattr(errno, name) for name in _REFUSALS.split()}
 
 
 @contextmanager
@@ -23,33 +27,25 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     Raises UserError when the folder cannot be written or the disk is full.
     """
     path = Path(path)
-    temporary = None
+    # Not tempfile's: that one's files are for their owner alone, whatever the umask says.
+    temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(6)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode  # some writers make the file anew
         yield temporary
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EPERM,
-            errno.ENOTDIR,
-            errno.EFBIG,
-        ):
+        if error.errno not in _NOT_WRITABLE:
             raise
         raise UserError(
             f"Cannot write {path}: {error.strerror or error}. Expected a writable folder with free "
             "space; what was finished before is kept. Free space or change the folder, and run again."
         ) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_json(path: Path, content: object) -> None:
@@ -58,8 +54,12 @@ def write_json(path: Path, content: object) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path | str, about: dict[str, str] | None = None) -> None:
+def save_tensors(tensors: "dict[str, Tensor]", path: Path | str, about: dict[str, str] | None = None) -> None:
     """Write `tensors` as safetensors, all or nothing, `about` as metadata. Errors as of `atomic_path`."""
+    # Here, so that what only looks at stamps needs no torch.
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
     with atomic_path(path) as temporary:
         try:

@@ -3,7 +3,6 @@
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import warnings
@@ -17,7 +16,7 @@ from PIL import Image, ImageOps
 
 from lib.common.errors import UserError
 from lib.common.files import write_json
-from lib.common.paths import BUILD
+from lib.common.paths import BUILD, folder_from
 from lib.common.progress import report
 from lib.runs.stamps import hash_of
 from lib.streams.task import PARTS, Example, Source, Split, Task, TaskData
@@ -74,7 +73,7 @@ def task_from(source: Source, name: str, year: int, domain: str) -> Task:
 
 def cache_folder() -> Path:
     """Where ingested tasks lie: the environment's INGEST_CACHE, or build/cache."""
-    return Path(os.environ.get("INGEST_CACHE", BUILD / "cache"))
+    return folder_from("INGEST_CACHE", BUILD / "cache")
 
 
 def _read(source: Source, name: str, image_size: int) -> TaskData:

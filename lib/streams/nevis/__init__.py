@@ -7,7 +7,6 @@ folders/NAME.zip, or as images in folders/NAME.
 """
 
 import json
-import os
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.common.errors import UserError
-from lib.common.paths import BUILD
+from lib.common.paths import BUILD, folder_from
 from lib.streams.archive import ArchiveSource
 from lib.streams.folder import FolderSource
 from lib.streams.nevis.prepared import PreparedSource
@@ -30,7 +29,7 @@ Event = tuple[int, str]  # year and name
 
 def datasets_folder() -> Path:
     """Where downloaded data sets are looked for: the environment's DATASETS, or build/datasets."""
-    return Path(os.environ.get("DATASETS", BUILD / "datasets"))
+    return folder_from("DATASETS", BUILD / "datasets")
 
 
 @cache
