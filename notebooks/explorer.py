@@ -95,6 +95,7 @@ class Explorer:
             dense,
             self.ratio.value,
             self.criterion.value,
+            scope="uniform",
             granularity=self.granularity.value,
             repair=self.repair.value,
             images=images[:CALIBRATION_IMAGES],

@@ -34,7 +34,7 @@ def fidelity_table(
         seen, held_out = images[: image_count // 3], images[image_count // 3 :]
         how = {"images": seen, "image_size": images.shape[-1]}
         for ((varied, name), (criterion, scope, repair)), ratio in itertools.product(recipes.items(), ratios):
-            plan = plan_pruning(dense, ratio, criterion, scope, repair=repair, **how)
+            plan = plan_pruning(dense, ratio, criterion, scope=scope, repair=repair, **how)
             rows.append((backbone, varied, name, ratio, fidelity(dense, plan.apply(dense), held_out)))
     return pd.DataFrame(rows, columns=["backbone", "varied", "name", "ratio", "fidelity"])
 
@@ -54,7 +54,8 @@ def time_table(backbones: Iterable[str], ratios: Iterable[float], image_size: in
             for ratio in (0.0, *ratios):
                 table = whole
                 if ratio:
-                    pruned = plan_pruning(dense, ratio, granularity=granularity).apply(dense)
+                    how = {"criterion": "l1", "scope": "uniform", "repair": "none"}
+                    pruned = plan_pruning(dense, ratio, granularity=granularity, **how).apply(dense)
                     table = _times(pruned, precision, image_size)
                 shares = table[["macs", "ms"]] / whole[["macs", "ms"]]
                 table[["share_of_macs", "share_of_time"]] = shares

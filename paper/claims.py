@@ -201,7 +201,8 @@ def _exactly(value: float) -> Estimate:
 def share_of_macs(backbone: str, ratio: float, granularity: str, image_size: int) -> Estimate:
     """The forward MACs of a pruned network over those of the dense one."""
     dense = load_backbone(backbone)
-    pruned = plan_pruning(dense, ratio, granularity=granularity).apply(dense)
+    plan = plan_pruning(dense, ratio, "l1", scope="uniform", granularity=granularity, repair="none")
+    pruned = plan.apply(dense)
     return _exactly(forward_macs(pruned, image_size) / forward_macs(dense, image_size))
 
 
@@ -209,7 +210,7 @@ def share_of_macs(backbone: str, ratio: float, granularity: str, image_size: int
 def masked_difference(backbone: str, ratio: float, image_size: int) -> Estimate:
     """The largest difference of the pruned network's representation from the masked one's, over its size."""
     dense = load_backbone(backbone).double()
-    plan = plan_pruning(dense, ratio)
+    plan = plan_pruning(dense, ratio, "l1", scope="uniform", repair="none")
     masked = copy.deepcopy(dense)
     for site in find_sites(masked, plan.granularity):
         mask_channels(masked, site, torch.tensor(plan.kept[site.name]))

@@ -8,6 +8,7 @@ from torch import nn
 from lib.common.vision import timm, torchvision
 from lib.networks.backbone import Backbone, list_backbones, load_backbone
 from lib.networks.catalogue import RESNETS_64, build_resnet_64
+from lib.pruning import plan_pruning
 from lib.streams import Split, TaskData, load_stream
 
 BACKBONES = [*list_backbones(), *(name for name in RESNETS_64 if name not in list_backbones())]
@@ -115,6 +116,11 @@ def random_backbone(name: str, seed: int = 0) -> Backbone:
         if name.endswith(("layer_scale", "gamma")):  # ConvNeXt's start so small that nothing would show
             nn.init.uniform_(parameter, 0.5, 1.5)
     return network.eval()
+
+
+def plain_plan(network: Backbone, ratio: float | None = None, criterion: str = "l1", **request):
+    """A plan by magnitude, the same share everywhere and no repair, but for what is said otherwise."""
+    return plan_pruning(network, ratio, criterion, **{"scope": "uniform", "repair": "none", **request})
 
 
 def mixing_layers(network: nn.Module) -> dict[str, nn.Module]:

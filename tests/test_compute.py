@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import BACKBONES, assert_same_state, macs_by_layer, random_backbone, state_of
+from helpers import BACKBONES, assert_same_state, macs_by_layer, plain_plan, random_backbone, state_of
 from ptflops import get_model_complexity_info
 from ptflops.pytorch_ops import conv_flops_counter_hook
 from torch import nn
@@ -16,7 +16,6 @@ from lib.common.vision import torchvision
 from lib.learning.ledger import Ledger
 from lib.networks.backbone import load_backbone
 from lib.networks.macs import LayerMacs, count_macs, forward_macs, training_macs
-from lib.pruning import plan_pruning
 
 # What ptflops counts and this project does not.
 NOT_COUNTED = [
@@ -57,7 +56,7 @@ def test_forward_macs_agree_with_ptflops(name):
 
 @pytest.mark.parametrize("image_size", [32, 64, 97])
 def test_every_layer_of_a_pruned_network_is_counted_exactly(lite0, image_size):
-    small = plan_pruning(lite0, 0.3).apply(lite0)
+    small = plain_plan(lite0, 0.3).apply(lite0)
     counted = {name: layer.forward for name, layer in count_macs(small, image_size).items()}
     assert counted == macs_by_layer(small, image_size)
 
@@ -88,7 +87,7 @@ def freeze_the_last_stage(network: nn.Module) -> None:
 def test_training_macs_agree_with_pytorchs_counter(freeze, ratio):
     """PyTorch counts what forward and backward really compute, in FLOPs: two a MAC."""
     network = random_backbone("resnet18")
-    network = plan_pruning(network, ratio).apply(network).train()
+    network = plain_plan(network, ratio).apply(network).train()
     freeze(network)
     with FlopCounterMode(display=False) as counter:
         network(torch.randn(2, 3, 64, 64)).sum().backward()

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from helpers import plain_plan
 
 from lib.networks.backbone import load_backbone, normalised
 from lib.networks.measure import fidelity
-from lib.pruning import plan_pruning
 from lib.streams.load import mixed_images
 
 
@@ -24,7 +24,7 @@ def test_fewer_filters_and_no_repair_are_further_away(lite0):
     images = mixed(lite0, 40)
     found = {
         (ratio, repair): fidelity(
-            lite0, plan_pruning(lite0, ratio, "activation", repair=repair).apply(lite0), images
+            lite0, plain_plan(lite0, ratio, "activation", repair=repair).apply(lite0), images
         )
         for ratio in (0.1, 0.5)
         for repair in ("none", "mean")

@@ -1,10 +1,12 @@
 """Pruning against the dense network with the same channels masked, and against numpy."""
 
 import copy
+import inspect
 import itertools
 import json
 import math
-from dataclasses import replace
+import shutil
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,22 +21,27 @@ from helpers import (
     kept_inputs,
     macs_by_layer,
     mask_inputs,
+    plain_plan,
     random_backbone,
     state_of,
 )
+from safetensors import safe_open
+from safetensors.torch import save_file
 from scipy.stats import spearmanr
 from torch import nn
 
 from lib.common.errors import UserError
 from lib.common.vision import timm, torchvision
 from lib.networks.backbone import Backbone, load_backbone, normalised
+from lib.networks.measure import fidelity
 from lib.pruning import load_pruned, plan_pruning
 from lib.pruning.allocation import SCOPES
 from lib.pruning.criteria import CRITERIA, sensitivity
+from lib.pruning.plan import FILE, Request
 from lib.pruning.repairs import REPAIRS, Damage
-from lib.pruning.sites import GRANULARITIES, find_sites
+from lib.pruning.sites import GRANULARITIES, find_sites, width_of
 from lib.pruning.statistics import gaussian_moments, reader_moments
-from lib.pruning.surgery import mask_channels, width_of
+from lib.pruning.surgery import mask_channels
 from lib.streams import load_stream
 
 RATIO = 0.5
@@ -64,7 +71,7 @@ def pruned(request):
     """A network with random weights, its plan and the smaller network, all in double precision."""
     dense = random_backbone(request.param).double()
     before = state_of(dense)
-    plan = plan_pruning(dense, RATIO, criterion="l1", image_size=64)
+    plan = plain_plan(dense, RATIO, criterion="l1", image_size=64)
     return SimpleNamespace(dense=dense, before=before, plan=plan, small=plan.apply(dense))
 
 
@@ -75,7 +82,7 @@ def dense(request) -> Backbone:
 
 @pytest.fixture(scope="module")
 def lite0_plan(lite0):
-    return plan_pruning(lite0, 0.25, criterion="l2", round_to=8)
+    return plain_plan(lite0, 0.25, criterion="l2", round_to=8)
 
 
 def images(dtype: torch.dtype = torch.float64, count: int = 2) -> torch.Tensor:
@@ -122,7 +129,7 @@ def test_pruned_network_equals_masked_dense(pruned):
 )
 def test_every_granularity_and_scope_equals_masked_dense(pruned, granularity, scope):
     def plan():
-        return plan_pruning(
+        return plain_plan(
             pruned.dense, 0.4, "random", scope=scope, granularity=granularity, image_size=64, seed=5
         )
 
@@ -138,13 +145,13 @@ def test_every_granularity_and_scope_equals_masked_dense(pruned, granularity, sc
 @pytest.mark.parametrize("dense", ONE_OF_A_KIND, indirect=True)
 def test_pruned_network_equals_masked_dense_in_float32(dense, criterion):
     inputs = images(torch.float32, 8)
-    plan = plan_pruning(dense, 0.4, criterion=criterion, seed=3, images=inputs, image_size=64)
+    plan = plain_plan(dense, 0.4, criterion=criterion, seed=3, images=inputs, image_size=64)
     assert_equals_masked(dense, plan, plan.apply(dense), inputs, 1e-5)
 
 
 def test_channel_thins_every_stage_of_a_resnet_but_the_last():
     dense = random_backbone("torchvision:resnet50")
-    small = plan_pruning(dense, 0.5, granularity="channel", image_size=64).apply(dense)
+    small = plain_plan(dense, 0.5, granularity="channel", image_size=64).apply(dense)
     widths = [small.get_submodule(f"body.layer{stage}.0.conv3").out_channels for stage in (1, 2, 3, 4)]
     assert widths == [128, 256, 512, 2048]
     assert small.body.conv1.out_channels == 32 and small.feature_dim == 2048
@@ -153,7 +160,7 @@ def test_channel_thins_every_stage_of_a_resnet_but_the_last():
 @pytest.mark.parametrize("name", ["torchvision:resnext50_32x4d", "timm:regnety_002"])
 def test_grouped_convolutions_lose_whole_groups(name):
     dense = random_backbone(name)
-    small = plan_pruning(dense, 0.5, image_size=64).apply(dense)
+    small = plain_plan(dense, 0.5, image_size=64).apply(dense)
     narrower = 0
     for layer, conv in convolutions(dense).items():
         after = small.get_submodule(layer)
@@ -198,7 +205,7 @@ def test_dense_network_is_untouched(pruned):
 
 @pytest.mark.parametrize("dense", ["efficientnet_lite0", "resnet26_64", "resnet18"], indirect=True)
 def test_table_agrees_with_widths_and_macs_of_the_networks(dense):
-    plan = plan_pruning(dense, RATIO)
+    plan = plain_plan(dense, RATIO)
     small, table = plan.apply(dense), plan.table().set_index("site")
     assert set(table.index) == set(plan.kept)
     size = dense.image_size
@@ -229,7 +236,7 @@ def test_every_inner_width_is_a_site(pruned):
 
 @pytest.mark.parametrize(("ratio", "round_to"), [(0.1, 8), (0.3, 1), (0.5, 16), (0.97, 8)])
 def test_kept_counts_are_rounded_and_near_the_ratio(lite0, ratio, round_to):
-    plan = plan_pruning(lite0, ratio, round_to=round_to)
+    plan = plain_plan(lite0, ratio, round_to=round_to)
     for name, indices in plan.kept.items():
         width = lite0.get_submodule(name).out_channels
         assert len(indices) % round_to == 0 or len(indices) == width
@@ -241,7 +248,7 @@ def test_kept_counts_are_rounded_and_near_the_ratio(lite0, ratio, round_to):
 @pytest.mark.parametrize("scope", ["global", "isomorphic"])
 def test_one_ranking_removes_the_lowest_scores_and_leaves_every_site_a_tenth(lite0, scope):
     """LAMP's scores from their definition, ranked in numpy, together or by the kind of block."""
-    plan = plan_pruning(lite0, 0.6, criterion="lamp", scope=scope, round_to=1)
+    plan = plain_plan(lite0, 0.6, criterion="lamp", scope=scope, round_to=1)
     scores = {}
     for name in plan.kept:
         squares = (lite0.get_submodule(name).weight.detach().double().numpy() ** 2).sum(axis=(1, 2, 3))
@@ -259,12 +266,12 @@ def test_one_ranking_removes_the_lowest_scores_and_leaves_every_site_a_tenth(lit
 
 def test_isomorphic_removes_the_ratio_from_every_kind_of_site():
     dense = random_backbone("resnet26_64")
-    plan = plan_pruning(dense, 0.5, criterion="l1", scope="isomorphic", round_to=1)
+    plan = plain_plan(dense, 0.5, criterion="l1", scope="isomorphic", round_to=1)
     for kind in ("conv1", "conv2"):
         sites = {name: indices for name, indices in plan.kept.items() if name.endswith(kind)}
         widths = [dense.get_submodule(name).out_channels for name in sites]
         assert sum(map(len, sites.values())) == pytest.approx(0.5 * sum(widths), abs=2)
-    counts = plan_pruning(dense, 0.5, criterion="l1", scope="global", round_to=1)
+    counts = plain_plan(dense, 0.5, criterion="l1", scope="global", round_to=1)
     assert counts.kept != plan.kept
 
 
@@ -273,7 +280,7 @@ def test_isomorphic_removes_the_ratio_from_every_kind_of_site():
 def test_target_macs_is_met_within_1_percent(lite0, granularity, share):
     dense_macs = sum(v for n, v in macs_by_layer(lite0, 96).items() if n != "classifier")
     wanted = share * dense_macs
-    plan = plan_pruning(lite0, target_macs=wanted, granularity=granularity, image_size=96)
+    plan = plain_plan(lite0, target_macs=wanted, granularity=granularity, image_size=96)
     small = plan.apply(lite0)
     found = sum(v for n, v in macs_by_layer(small, 96).items() if n != "classifier")
     assert plan.target.reached == found == pytest.approx(wanted, rel=0.01)
@@ -283,7 +290,7 @@ def test_target_macs_is_met_within_1_percent(lite0, granularity, share):
 def test_target_macs_that_rounding_cannot_meet_says_so(lite0):
     dense = random_backbone("resnet18half_64")
     wanted = 0.83 * sum(v for n, v in macs_by_layer(dense, 64).items() if n != "classifier")
-    plan = plan_pruning(dense, target_macs=wanted, round_to=32)
+    plan = plain_plan(dense, target_macs=wanted, round_to=32)
     found = sum(v for n, v in macs_by_layer(plan.apply(dense), 64).items() if n != "classifier")
     assert plan.target.reached == found
     assert (abs(found - wanted) <= 0.01 * wanted) == (plan.target.met == "within 1 %")
@@ -292,8 +299,8 @@ def test_target_macs_that_rounding_cannot_meet_says_so(lite0):
 def test_frozen_parameters_are_pruned_and_stay_frozen(lite0):
     frozen = copy.deepcopy(lite0).requires_grad_(False)
     frozen.body.conv_head.weight.requires_grad_(True)
-    small = plan_pruning(frozen, 0.5).apply(frozen)
-    assert_same_state(small, state_of(plan_pruning(lite0, 0.5).apply(lite0)))
+    small = plain_plan(frozen, 0.5).apply(frozen)
+    assert_same_state(small, state_of(plain_plan(lite0, 0.5).apply(lite0)))
     trainable = [name for name, parameter in small.named_parameters() if parameter.requires_grad]
     assert trainable == ["body.conv_head.weight"]
 
@@ -301,16 +308,16 @@ def test_frozen_parameters_are_pruned_and_stay_frozen(lite0):
 def test_images_are_asked_for_where_they_are_needed(lite0):
     for request in ({"criterion": "activation_images"}, {"repair": "least_squares"}, {"repair": "bn"}):
         with pytest.raises(UserError, match="works on images and none were given"):
-            plan_pruning(lite0, 0.5, **request)
+            plain_plan(lite0, 0.5, **request)
     with pytest.raises(UserError, match="expected normalised floats"):
-        plan_pruning(lite0, 0.5, repair="bn", images=torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
+        plain_plan(lite0, 0.5, repair="bn", images=torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("repair", REPAIRS)
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_ratio_0_is_the_identity(lite0, criterion, repair):
-    plan = plan_pruning(lite0, 0, criterion=criterion, repair=repair)
+    plan = plain_plan(lite0, 0, criterion=criterion, repair=repair)
     assert_same_state(plan.apply(lite0), state_of(lite0))
     assert (plan.table()["before"] == plan.table()["after"]).all()
 
@@ -319,21 +326,21 @@ def test_ratio_0_is_the_identity(lite0, criterion, repair):
 def test_plans_are_deterministic_and_only_random_depends_on_the_seed(lite0, criterion):
     inputs = images(torch.float32, 8)
     first, again, other = (
-        plan_pruning(lite0, 0.5, criterion=criterion, seed=seed, images=inputs) for seed in (0, 0, 1)
+        plain_plan(lite0, 0.5, criterion=criterion, seed=seed, images=inputs) for seed in (0, 0, 1)
     )
     assert first == again
     assert (first.kept == other.kept) == (criterion != "random")
 
 
 def test_random_draws_another_order_at_every_site(lite0):
-    kept = plan_pruning(lite0, 0.5, criterion="random").kept
+    kept = plain_plan(lite0, 0.5, criterion="random").kept
     same_width = [indices for name, indices in kept.items() if lite0.get_submodule(name).out_channels == 672]
     assert len(same_width) == 3 and len({tuple(indices) for indices in same_width}) == 3
 
 
 @pytest.mark.parametrize(("criterion", "power"), [("l1", 1), ("l2", 2)])
 def test_magnitude_criteria_keep_the_largest_filters(lite0, criterion, power):
-    for name, indices in plan_pruning(lite0, 0.5, criterion=criterion).kept.items():
+    for name, indices in plain_plan(lite0, 0.5, criterion=criterion).kept.items():
         weight = lite0.get_submodule(name).weight.detach().numpy().astype(np.float64)
         norms = (np.abs(weight) ** power).sum(axis=(1, 2, 3))
         removed = np.delete(norms, indices)
@@ -344,7 +351,7 @@ def test_magnitude_criteria_keep_the_largest_filters(lite0, criterion, power):
 def test_activation_keeps_the_channels_that_move_the_consumer_most(lite0):
     """Monte Carlo of relu6 of the normal that the batch norm describes, times the normed outgoing weights."""
     normal = np.random.default_rng(0).standard_normal((20_000, 1))
-    for name, indices in list(plan_pruning(lite0, 0.5, criterion="activation").kept.items())[::5]:
+    for name, indices in list(plain_plan(lite0, 0.5, criterion="activation").kept.items())[::5]:
         block = lite0.get_submodule(name.rpartition(".")[0])
         bias, scale = (tensor.numpy() for tensor in (block.bn2.bias, block.bn2.weight))
         deviation = np.clip(bias + np.abs(scale) * normal, 0, 6).std(axis=0)
@@ -383,7 +390,7 @@ def test_global_scope_spares_sensitive_blocks(lite0):
     inputs = photographs(lite0, 48)
     distance = {}
     for scope in ("uniform", "global"):
-        plan = plan_pruning(lite0, 0.3, "activation", scope, repair="mean", image_size=64)
+        plan = plain_plan(lite0, 0.3, "activation", scope=scope, repair="mean", image_size=64)
         distance[scope] = (plan.apply(lite0)(inputs) - lite0(inputs)).norm()
     assert distance["global"] < 0.9 * distance["uniform"]
 
@@ -413,7 +420,7 @@ def test_gaussian_moments_of_relu6_match_monte_carlo():
 @pytest.mark.parametrize("repair", ["mean", "fold"])
 @pytest.mark.parametrize("dense", ["efficientnet_lite0", "timm:mobilenetv2_100"], indirect=True)
 def test_data_free_repairs_are_exact_for_constant_channels_into_a_1x1_consumer(dense, repair):
-    kept = plan_pruning(dense, 0.5, criterion="random", image_size=64).kept
+    kept = plain_plan(dense, 0.5, criterion="random", image_size=64).kept
     constant = copy.deepcopy(dense)
     for name, indices in kept.items():
         scale = constant.get_submodule(name.replace("conv_pw", "bn2")).weight
@@ -422,7 +429,7 @@ def test_data_free_repairs_are_exact_for_constant_channels_into_a_1x1_consumer(d
     expected = constant(inputs)
     distance = {}
     for name in ("none", repair):
-        plan = plan_pruning(constant, 0.5, criterion="random", repair=name, image_size=64)
+        plan = plain_plan(constant, 0.5, criterion="random", repair=name, image_size=64)
         assert plan.kept == kept
         distance[name] = ((plan.apply(constant)(inputs) - expected).abs().max() / expected.abs().max()).item()
     assert distance[repair] <= 1e-5 and distance["none"] > 0.01
@@ -477,7 +484,7 @@ def test_repair_brings_the_pretrained_network_nearer_to_the_dense_one(name, repa
     expected = dense(inputs[64:])
     distance = {}
     for tried in ("none", repair):
-        plan = plan_pruning(dense, 0.25, "activation", repair=tried, images=inputs[:64], image_size=64)
+        plan = plain_plan(dense, 0.25, "activation", repair=tried, images=inputs[:64], image_size=64)
         distance[tried] = (plan.apply(dense)(inputs[64:]) - expected).norm()
     assert distance[repair] < 0.97 * distance["none"]
 
@@ -487,7 +494,7 @@ def test_batch_norms_are_estimated_on_the_images(lite0):
     inputs = photographs(lite0, 48)
     off = {}
     for repair in ("none", "bn"):
-        small = plan_pruning(lite0, 0.5, repair=repair, images=inputs, image_size=64).apply(lite0)
+        small = plain_plan(lite0, 0.5, repair=repair, images=inputs, image_size=64).apply(lite0)
         seen = {}
         norm = small.body.blocks[3][0].bn3
         norm.register_forward_pre_hook(lambda _, received, seen=seen: seen.update(inputs=received[0]))
@@ -503,7 +510,7 @@ def test_batch_norms_are_estimated_on_the_images(lite0):
 def test_repaired_pruning_leaves_the_dense_network_untouched(lite0, repair):
     before = state_of(lite0)
     inputs = images(torch.float32, 8)
-    plan = plan_pruning(lite0, 0.5, repair=repair, images=inputs, image_size=64)
+    plan = plain_plan(lite0, 0.5, repair=repair, images=inputs, image_size=64)
     assert_same_state(lite0, before)
     plan.apply(lite0)
     assert_same_state(lite0, before)
@@ -516,11 +523,11 @@ def test_calibration_is_charged_by_the_passes_it_makes(lite0):
     inputs = images(torch.float32, 8)
     macs = {}
     for repair in REPAIRS:
-        macs[repair] = plan_pruning(lite0, 0.5, repair=repair, images=inputs, image_size=64).calibration_macs
+        macs[repair] = plain_plan(lite0, 0.5, repair=repair, images=inputs, image_size=64).calibration_macs
     assert macs["none"] == macs["mean"] == macs["fold"] == 0
     assert macs["bn"] == 8 * one
     assert macs["least_squares"] > 8 * one and macs["least_squares_synthetic"] > 128 * one
-    criterion = plan_pruning(lite0, 0.5, "activation_images", images=inputs, image_size=64).calibration_macs
+    criterion = plain_plan(lite0, 0.5, "activation_images", images=inputs, image_size=64).calibration_macs
     assert criterion > 8 * one
 
 
@@ -534,7 +541,7 @@ def test_calibration_is_charged_by_the_passes_it_makes(lite0):
 def test_saved_network_loads_bit_for_bit(dense, folder, granularity):
     if granularity == "channel" and dense.name.startswith(WITHOUT_CHANNEL):
         granularity = "filter"
-    plan = plan_pruning(dense, 0.3, criterion="activation", repair="mean", granularity=granularity)
+    plan = plain_plan(dense, 0.3, criterion="activation", repair="mean", granularity=granularity)
     small = plan.apply(dense)
     plan.save(small, folder)
     loaded = load_pruned(folder)
@@ -545,45 +552,61 @@ def test_saved_network_loads_bit_for_bit(dense, folder, granularity):
 
 
 def _flip_a_weight(folder):
-    file = folder / "weights.safetensors"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    file.write_bytes(content)
+    content = bytearray((folder / FILE).read_bytes())
+    content[-len(content) // 2] ^= 0xFF
+    (folder / FILE).write_bytes(content)
 
 
-def _truncate(name):
+def _cut_off(share):
     def damage(folder):
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[: len(content) // 2])
+        content = (folder / FILE).read_bytes()
+        (folder / FILE).write_bytes(content[: int(len(content) * share)])
 
     return damage
+
+
+def _write_again(folder, change):
+    with safe_open(folder / FILE, "pt") as opened:
+        about, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    about = change(about, tensors)
+    save_file(tensors, folder / FILE, about)
 
 
 def _edit_plan(change):
-    def damage(folder):
-        plan = json.loads((folder / "plan.json").read_text())
+    def changed(about, _):
+        plan = json.loads(about["plan"])
         change(plan)
-        (folder / "plan.json").write_text(json.dumps(plan))
+        return {**about, "plan": json.dumps(plan)}
 
-    return damage
+    return lambda folder: _write_again(folder, changed)
+
+
+def _first_site(plan) -> list[int]:
+    return next(iter(plan["kept"].values()))
 
 
 DAMAGES = {
-    "no weights": lambda folder: (folder / "weights.safetensors").unlink(),
-    "no plan": lambda folder: (folder / "plan.json").unlink(),
-    "weights cut off": _truncate("weights.safetensors"),
-    "plan cut off": _truncate("plan.json"),
-    "empty weights": lambda folder: (folder / "weights.safetensors").write_bytes(b""),
+    "no file": lambda folder: (folder / FILE).unlink(),
+    "no folder": lambda folder: shutil.rmtree(folder),
+    "cut off among the weights": _cut_off(0.5),
+    "cut off within the plan": _cut_off(0.001),
+    "empty": lambda folder: (folder / FILE).write_bytes(b""),
+    "a text": lambda folder: (folder / FILE).write_text("hello"),
     "a weight edited": _flip_a_weight,
+    "tensors without a plan": lambda folder: _write_again(folder, lambda about, tensors: None),
+    "a plan that is no JSON": lambda folder: _write_again(folder, lambda about, _: {**about, "plan": "{"}),
+    "another JSON": lambda folder: _write_again(folder, lambda about, _: {**about, "plan": "[]"}),
+    "a tensor missing": lambda folder: _write_again(
+        folder, lambda about, tensors: [tensors.pop("body.bn1.bias"), about][1]
+    ),
     "another network named": _edit_plan(lambda plan: plan.update(backbone="efficientnet_lite1")),
     "unknown network named": _edit_plan(lambda plan: plan.update(backbone="alexnet")),
+    "unknown criterion named": _edit_plan(lambda plan: plan.update(criterion="magic")),
     "a field missing": _edit_plan(lambda plan: plan.pop("kept")),
     "a wrong type": _edit_plan(lambda plan: plan.update(kept=3)),
-    "a filter out of range": _edit_plan(lambda plan: next(iter(plan["kept"].values())).append(10**6)),
-    "a filter fewer": _edit_plan(lambda plan: next(iter(plan["kept"].values())).pop()),
-    "no filter at a site": _edit_plan(lambda plan: next(iter(plan["kept"].values())).clear()),
-    "a foreign JSON": lambda folder: (folder / "plan.json").write_text("[]"),
-    "not UTF-8": lambda folder: (folder / "plan.json").write_bytes(b"\xff\xfe\x00"),
+    "a filter out of range": _edit_plan(lambda plan: _first_site(plan).append(10**6)),
+    "a filter fewer": _edit_plan(lambda plan: _first_site(plan).pop()),
+    "no filter at a site": _edit_plan(lambda plan: _first_site(plan).clear()),
 }
 
 
@@ -598,10 +621,25 @@ def test_damaged_files_are_refused(lite0, lite0_plan, folder, damage):
 
 def test_weights_of_another_plan_are_refused(lite0, lite0_plan, folder):
     lite0_plan.save(lite0_plan.apply(lite0), folder)
-    other = plan_pruning(lite0, 0.5)
-    other.save(other.apply(lite0), folder / "other")
-    (folder / "other" / "weights.safetensors").replace(folder / "weights.safetensors")
+    other = plain_plan(lite0, 0.25, "random")
+    assert {name: len(kept) for name, kept in other.kept.items()} == {
+        name: len(kept) for name, kept in lite0_plan.kept.items()
+    }
+    others = other.apply(lite0).state_dict()
+
+    def changed(about, tensors):
+        tensors.update(others)
+        return about
+
+    _write_again(folder, changed)
     with pytest.raises(UserError, match="weights"):
+        load_pruned(folder)
+
+
+def test_a_folder_of_an_older_version_is_refused_by_name(folder):
+    for name in ("plan.json", "weights.safetensors"):
+        (folder / name).write_text("{}")
+    with pytest.raises(UserError, match="older version"):
         load_pruned(folder)
 
 
@@ -628,7 +666,7 @@ def test_weights_of_another_plan_are_refused(lite0, lite0_plan, folder):
 )
 def test_bad_requests_name_the_value_and_what_is_expected(lite0, fields, value, expected):
     with pytest.raises(UserError) as error:
-        plan_pruning(lite0, **{"ratio": 0.5, **fields})
+        plain_plan(lite0, **{"ratio": 0.5, **fields})
     assert value in str(error.value)
     for text in expected:
         assert text in str(error.value)
@@ -660,14 +698,14 @@ def test_undeclared_architectures_are_refused(name):
     network = Backbone(name, body, nn.Linear(width, 10), 64, (0.5,) * 3, (0.5,) * 3).eval()
     assert network(images(torch.float32)).shape == (2, width)
     with pytest.raises(UserError, match=r"docs/extending\.md"):
-        plan_pruning(network, 0.5)
+        plain_plan(network, 0.5)
 
 
 def test_plan_is_refused_by_a_network_that_is_pruned_already(lite0, lite0_plan):
     with pytest.raises(UserError, match="does not fit"):
         lite0_plan.apply(lite0_plan.apply(lite0))
     with pytest.raises(UserError, match="pruned already"):
-        plan_pruning(lite0_plan.apply(lite0), 0.5)
+        plain_plan(lite0_plan.apply(lite0), 0.5)
 
 
 def test_plan_that_keeps_the_first_filters_is_refused_by_its_own_result(lite0, lite0_plan):
@@ -689,7 +727,7 @@ EXPORTED = {"efficientnet_lite0": "channel", "timm:regnety_002": "filter", "torc
 @torch.no_grad()
 def test_pruned_network_survives_export_and_compilation(name, folder):
     dense = random_backbone(name)
-    small = plan_pruning(dense, 0.5, granularity=EXPORTED[name], image_size=64).apply(dense)
+    small = plain_plan(dense, 0.5, granularity=EXPORTED[name], image_size=64).apply(dense)
     inputs = images(torch.float32)
     expected = small(inputs)
     scale = expected.abs().max()
@@ -704,3 +742,16 @@ def test_pruned_network_survives_export_and_compilation(name, folder):
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
     assert np.abs(found - expected.numpy()).max() <= 1e-4 * scale
+
+
+def test_the_defaults_are_those_of_a_request_and_better_than_magnitude_alone():
+    parameters = inspect.signature(plan_pruning).parameters
+    for field in fields(Request):
+        assert parameters[field.name].default == field.default
+    dense = load_backbone("resnet26_64")
+    inputs = photographs(dense, 48)
+    found = {
+        name: fidelity(dense, plan.apply(dense), inputs)
+        for name, plan in (("default", plan_pruning(dense, 0.25)), ("plain", plain_plan(dense, 0.25)))
+    }
+    assert found["default"] > 0.9 > found["plain"]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import plain_plan
 from pandas.testing import assert_frame_equal
 
 from lib.common.errors import UserError
@@ -21,7 +22,6 @@ from lib.learning.learners import LEARNERS
 from lib.learning.training import TaskNetwork, error_of
 from lib.networks.backbone import list_backbones, load_backbone
 from lib.networks.macs import forward_macs, training_macs
-from lib.pruning import plan_pruning
 from lib.pruning.criteria import CRITERIA
 from lib.pruning.repairs import REPAIRS
 from lib.runs import run as runs
@@ -147,7 +147,7 @@ def test_records_have_a_row_an_event_and_budget_and_all_columns(pruned):
 
 def test_records_describe_the_tasks_and_the_network(pruned, lite0):
     tasks = {task.name: task for task in load_stream("pocket").tasks}
-    small = plan_pruning(lite0, 0.5, criterion="activation").apply(lite0)
+    small = plain_plan(lite0, 0.5, criterion="activation").apply(lite0)
     assert (pruned["forward_macs"] == forward_macs(small, 64)).all()
     assert (pruned["params"] == sum(p.numel() for p in small.body.parameters())).all()
     for row in pruned.itertuples():

@@ -24,7 +24,8 @@ def speed_of(
 ) -> tuple[float, int, int]:
     """Of the pruned network: training images a second, MACs to train on one, MACs of its forward pass."""
     dense = load_backbone(backbone, pretrained=False)
-    network = plan_pruning(dense, ratio, granularity=granularity).apply(dense)
+    plan = plan_pruning(dense, ratio, "l1", scope="uniform", granularity=granularity, repair="none")
+    network = plan.apply(dense)
     rate = images_per_second(network, precision, image_size, device)
     return rate, training_macs(TaskNetwork(network, 10), image_size), forward_macs(network, image_size)
 

@@ -1,6 +1,5 @@
 """Zero-shot structured pruning: choose filters without training, remove them, repair, save."""
 
-import lib.pruning.blocks  # noqa: F401  declares the blocks
 from lib.pruning.plan import PruningPlan, load_pruned, plan_pruning
 
 __all__ = ["PruningPlan", "load_pruned", "plan_pruning"]

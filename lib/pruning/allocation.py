@@ -1,4 +1,4 @@
-"""How many filters each site keeps."""
+"""How many filters each site keeps: by a ratio, or by what they are to cost."""
 
 import math
 from collections.abc import Callable
@@ -11,6 +11,8 @@ from lib.common.errors import UserError
 
 SCOPES = ("uniform", "global", "isomorphic")
 FLOOR = 0.1  # share of a site's filters that the scopes with one ranking for many sites leave in each
+
+Counts = list[int]
 
 
 @dataclass(frozen=True)
@@ -26,49 +28,55 @@ class Ranked:
         return len(self.scores)
 
 
-def check_request(ratio: float, scope: str, round_to: int) -> None:
-    """Raise UserError for an unknown scope or a number out of range."""
-    if scope not in SCOPES:
-        raise UserError(f"Unknown scope {scope!r}: expected one of {', '.join(SCOPES)}.")
-    if not 0 <= ratio < 1:
-        raise UserError(f"ratio={ratio} is out of range: expected a share in 0 <= ratio < 1, such as 0.5.")
-    if round_to < 1:
-        raise UserError(f"round_to={round_to} is out of range: expected a whole number of 1 or more.")
-
-
-def allocate(sites: list[Ranked], ratio: float, scope: str, round_to: int) -> list[int]:
-    """Filters kept at each site when the share `ratio` of all is removed.
+@dataclass(frozen=True)
+class Allocation:
+    """How a share of all filters is spread over the sites.
 
     `uniform` removes the same share everywhere; `global` ranks the filters of all sites together and
     leaves each site at least a tenth; `isomorphic` does so among the sites of one kind (Fang et al.,
-    Isomorphic pruning for vision models, 2024). Kept counts are then rounded to the nearest multiple of
-    `round_to` and of the unit, at least one multiple, never above the width.
+    Isomorphic pruning for vision models, 2024).
     """
-    counts = []
-    for site, share in zip(sites, shares_kept(sites, ratio, scope), strict=True):
-        step = step_of(site, round_to)
-        counts.append(min(site.width, max(step, round(share * site.width / step) * step)))
-    return counts
 
+    sites: list[Ranked]
+    scope: str
+    round_to: int
 
-def shares_kept(sites: list[Ranked], ratio: float, scope: str) -> list[float]:
-    """The share of its filters that each site would keep, were there no rounding."""
-    if scope == "uniform":
-        return [1 - ratio] * len(sites)
-    groups: dict[str, list[int]] = {}
-    for place, site in enumerate(sites):
-        groups.setdefault(site.kind if scope == "isomorphic" else "", []).append(place)
-    shares = [0.0] * len(sites)
-    for places in groups.values():
-        found = _one_ranking([sites[place] for place in places], ratio)
-        for place, share in zip(places, found, strict=True):
-            shares[place] = share
-    return shares
+    @property
+    def steps(self) -> Counts:
+        """What each site's kept count is a multiple of."""
+        return [math.lcm(self.round_to, site.unit) for site in self.sites]
 
+    def counts(self, ratio: float) -> Counts:
+        """Filters kept at each site when the share `ratio` of all is removed.
 
-def step_of(site: Ranked, round_to: int) -> int:
-    """What a site's kept count is a multiple of."""
-    return math.lcm(round_to, site.unit)
+        Rounded to the nearest multiple of `round_to` and of the unit, at least one multiple, never above the
+        width.
+        """
+        return [
+            min(site.width, max(step, round(share * site.width / step) * step))
+            for site, share, step in zip(self.sites, self.shares(ratio), self.steps, strict=True)
+        ]
+
+    def shares(self, ratio: float) -> list[float]:
+        """The share of its filters that each site would keep, were there no rounding."""
+        if self.scope == "uniform":
+            return [1 - ratio] * len(self.sites)
+        groups: dict[str, list[int]] = {}
+        for place, site in enumerate(self.sites):
+            groups.setdefault(site.kind if self.scope == "isomorphic" else "", []).append(place)
+        shares = [0.0] * len(self.sites)
+        for places in groups.values():
+            found = _one_ranking([self.sites[place] for place in places], ratio)
+            for place, share in zip(places, found, strict=True):
+                shares[place] = share
+        return shares
+
+    def kept(self, counts: Counts) -> list[list[int]]:
+        """The indices of each site's best filters, ascending."""
+        return [
+            torch.topk(site.scores, count).indices.sort().values.tolist()
+            for site, count in zip(self.sites, counts, strict=True)
+        ]
 
 
 def _one_ranking(sites: list[Ranked], ratio: float) -> list[float]:
@@ -86,9 +94,6 @@ def _one_ranking(sites: list[Ranked], ratio: float) -> list[float]:
     return [1 - part.double().mean().item() for part in lowest.split([site.width for site in sites])]
 
 
-Counts = list[int]
-
-
 @dataclass(frozen=True)
 class Target:
     """What was asked for ("macs" or "latency_ms"), what the plan reaches, and how near that is."""
@@ -100,20 +105,20 @@ class Target:
 
 
 def meet_macs(
-    wanted: float, counts_at: Callable[[float], Counts], macs_of: Callable[[Counts], int], steps: list[int]
+    wanted: float, allocation: Allocation, macs_of: Callable[[Counts], int]
 ) -> tuple[float, Counts, Target]:
     """Ratio and kept counts whose MACs are nearest to `wanted`.
 
     The ratio is bisected; then single sites give or take a step of rounding while that comes nearer.
     """
-    full = counts_at(0)
-    _check_range("target_macs", wanted, macs_of(full), macs_of(counts_at(0.999)))
-    ratio, counts = _bisect(wanted, counts_at, macs_of, 30)
+    full = allocation.counts(0)
+    _check_range("target_macs", wanted, macs_of(full), macs_of(allocation.counts(0.999)))
+    ratio, counts = _bisect(wanted, allocation, macs_of, 30)
     gap = abs(macs_of(counts) - wanted)
     while True:
         neighbours = [
             [*counts[:place], count, *counts[place + 1 :]]
-            for place, step in enumerate(steps)
+            for place, step in enumerate(allocation.steps)
             for count in (counts[place] - step, min(counts[place] + step, full[place]))
             if 0 < count != counts[place]
         ]
@@ -126,11 +131,12 @@ def meet_macs(
 
 
 def meet_latency(
-    wanted: float, counts_at: Callable[[float], Counts], measure: Callable[[Counts], float]
+    wanted: float, allocation: Allocation, measure: Callable[[Counts], float]
 ) -> tuple[float, Counts, Target]:
     """Ratio and kept counts whose measured milliseconds are nearest to `wanted`."""
-    _check_range("target_latency_ms", wanted, measure(counts_at(0)), measure(counts_at(0.999)))
-    ratio, counts = _bisect(wanted, counts_at, measure, 7)
+    smallest = measure(allocation.counts(0.999))
+    _check_range("target_latency_ms", wanted, measure(allocation.counts(0)), smallest)
+    ratio, counts = _bisect(wanted, allocation, measure, 7)
     reached = measure(counts)
     met = "within 10 %" if abs(reached - wanted) <= 0.1 * wanted else "the nearest that was found"
     return ratio, counts, Target("latency_ms", wanted, reached, met)
@@ -149,13 +155,13 @@ def _check_range(name: str, wanted: float, dense: float, smallest: float) -> Non
 
 
 def _bisect(
-    wanted: float, counts_at: Callable[[float], Counts], cost: Callable[[Counts], float], rounds: int
+    wanted: float, allocation: Allocation, cost: Callable[[Counts], float], rounds: int
 ) -> tuple[float, Counts]:
     low, high = 0.0, 0.999
     tried = []
     for _ in range(rounds):
         ratio = (low + high) / 2
-        counts = counts_at(ratio)
+        counts = allocation.counts(ratio)
         found = cost(counts)
         tried.append((abs(found - wanted), ratio, counts))
         low, high = (ratio, high) if found > wanted else (low, ratio)

@@ -1,125 +1,88 @@
 """The declared families: which modules a block's channels run through, torchvision's and timm's variants.
 
-Each is a line: the modules of the residual branch in the order of the forward pass, and the shortcut. The
-parametrised tests take up whatever is declared here.
+Each block is a line; the parametrised tests take up whatever is declared here.
 """
+
+from dataclasses import dataclass
 
 from torch import nn
 
 from lib.common.vision import timm, torchvision
-from lib.pruning.sites import Block, declare_block, declare_stem
 
 _tv, _timm = torchvision.models, timm.models
+_efficient = _timm._efficientnet_blocks
 
 
-# ResNet, Wide-ResNet, ResNeXt
-@declare_block(_tv.resnet.BasicBlock)
-def _tv_basic(block: nn.Module) -> Block:
-    return Block("conv1 bn1 relu conv2 bn2", shortcut="downsample", activation="relu")
+@dataclass(frozen=True)
+class Block:
+    """How channels run through one block of a family.
+
+    `branch` names its modules in the order of the forward pass, `shortcut` the module beside it (None or an
+    identity: the input is added as it is). `skip` says whether the input is added, or names the attribute
+    that says so (None and False: it is not). `activation` follows the sum. `absent` names optional modules
+    that the declaration does not cover.
+    """
+
+    branch: str
+    shortcut: str | None = None
+    skip: bool | str = True
+    activation: str | None = None
+    absent: str = ""
+
+    def adds_input(self, module: nn.Module) -> bool:
+        skip = getattr(module, self.skip) if isinstance(self.skip, str) else self.skip
+        return skip is not None and skip is not False
 
 
-@declare_block(_tv.resnet.Bottleneck)
-def _tv_bottleneck(block: nn.Module) -> Block:
-    return Block("conv1 bn1 relu conv2 bn2 relu conv3 bn3", shortcut="downsample", activation="relu")
+_RESNET = {"shortcut": "downsample", "absent": "se aa drop_block"}
+_inverted = Block("block", skip="use_res_connect")
+_vgg = Block("features", skip=False)  # one chain; its last convolution makes the representation
 
+BLOCKS: dict[type[nn.Module], Block] = {
+    # ResNet, Wide-ResNet, ResNeXt
+    _tv.resnet.BasicBlock: Block("conv1 bn1 relu conv2 bn2", "downsample", activation="relu"),
+    _tv.resnet.Bottleneck: Block("conv1 bn1 relu conv2 bn2 relu conv3 bn3", "downsample", activation="relu"),
+    _timm.resnet.BasicBlock: Block("conv1 bn1 act1 conv2 bn2", activation="act2", **_RESNET),
+    _timm.resnet.Bottleneck: Block("conv1 bn1 act1 conv2 bn2 act2 conv3 bn3", activation="act3", **_RESNET),
+    _tv.VGG: _vgg,
+    _timm.VGG: _vgg,
+    # MobileNetV2, MobileNetV3, EfficientNet, EfficientNetV2, EfficientNet-Lite
+    _tv.mobilenetv2.InvertedResidual: Block("conv", skip="use_res_connect"),
+    _tv.mobilenetv3.InvertedResidual: _inverted,
+    _tv.efficientnet.MBConv: _inverted,
+    _tv.efficientnet.FusedMBConv: _inverted,
+    _efficient.InvertedResidual: Block(
+        "conv_pw bn1 conv_dw bn2 se conv_pwl bn3", skip="has_skip", absent="aa conv_s2d bn_s2d"
+    ),
+    _efficient.EdgeResidual: Block("conv_exp bn1 se conv_pwl bn2", skip="has_skip", absent="aa"),
+    _efficient.DepthwiseSeparableConv: Block(
+        "conv_dw bn1 se conv_pw bn2", skip="has_skip", absent="aa conv_s2d bn_s2d"
+    ),
+    _efficient.ConvBnAct: Block("conv bn1", skip="has_skip", absent="aa"),
+    # RegNet
+    _tv.regnet.ResBottleneckBlock: Block("f", "proj", activation="activation"),
+    _timm.regnet.Bottleneck: Block(
+        "conv1 conv2 se conv3", "downsample", skip="downsample", activation="act3"
+    ),
+    # ConvNeXt and vision transformers (ViT, DeiT): the hidden width of the MLP
+    _tv.convnext.CNBlock: Block("block.2 block.3 block.4 block.5"),
+    _timm.convnext.ConvNeXtBlock: Block("norm mlp"),
+    _tv.vision_transformer.EncoderBlock: Block("ln_2 mlp"),
+    _timm.vision_transformer.Block: Block("norm2 mlp"),
+}
 
-@declare_block(_timm.resnet.BasicBlock)
-def _timm_basic(block: nn.Module) -> Block:
-    return Block(
-        "conv1 bn1 act1 conv2 bn2", shortcut="downsample", activation="act2", absent="se aa drop_block"
-    )
-
-
-@declare_block(_timm.resnet.Bottleneck)
-def _timm_bottleneck(block: nn.Module) -> Block:
-    return Block(
-        "conv1 bn1 act1 conv2 bn2 act2 conv3 bn3",
-        shortcut="downsample",
-        activation="act3",
-        absent="se aa drop_block",
-    )
-
-
-declare_stem(_tv.ResNet, modules="conv1 bn1 relu")
-declare_stem(_timm.ResNet, modules="conv1 bn1 act1")
-
-
-# VGG: one chain; its last convolution makes the representation
-@declare_block(_tv.VGG, _timm.VGG)
-def _vgg(network: nn.Module) -> Block:
-    return Block("features", skip=False)
-
-
-declare_stem(_tv.VGG, _timm.VGG, modules=None)
-
-
-# MobileNetV2, MobileNetV3, EfficientNet, EfficientNetV2, EfficientNet-Lite
-@declare_block(_tv.mobilenetv2.InvertedResidual)
-def _tv_inverted_v2(block: nn.Module) -> Block:
-    return Block("conv", skip=block.use_res_connect)
-
-
-@declare_block(_tv.mobilenetv3.InvertedResidual, _tv.efficientnet.MBConv, _tv.efficientnet.FusedMBConv)
-def _tv_inverted(block: nn.Module) -> Block:
-    return Block("block", skip=block.use_res_connect)
-
-
-@declare_block(_timm._efficientnet_blocks.InvertedResidual)
-def _timm_inverted(block: nn.Module) -> Block:
-    return Block("conv_pw bn1 conv_dw bn2 se conv_pwl bn3", skip=block.has_skip, absent="aa conv_s2d bn_s2d")
-
-
-@declare_block(_timm._efficientnet_blocks.EdgeResidual)
-def _timm_edge(block: nn.Module) -> Block:
-    return Block("conv_exp bn1 se conv_pwl bn2", skip=block.has_skip, absent="aa")
-
-
-@declare_block(_timm._efficientnet_blocks.DepthwiseSeparableConv)
-def _timm_separable(block: nn.Module) -> Block:
-    return Block("conv_dw bn1 se conv_pw bn2", skip=block.has_skip, absent="aa conv_s2d bn_s2d")
-
-
-@declare_block(_timm._efficientnet_blocks.ConvBnAct)
-def _timm_conv_bn_act(block: nn.Module) -> Block:
-    return Block("conv bn1", skip=block.has_skip, absent="aa")
-
-
-declare_stem(_tv.MobileNetV2, _tv.MobileNetV3, _tv.EfficientNet, modules="features.0")
-declare_stem(_timm.EfficientNet, _timm.MobileNetV3, modules="conv_stem bn1")
-
-
-# RegNet
-@declare_block(_tv.regnet.ResBottleneckBlock)
-def _tv_regnet(block: nn.Module) -> Block:
-    return Block("f", shortcut="proj", activation="activation")
-
-
-@declare_block(_timm.regnet.Bottleneck)
-def _timm_regnet(block: nn.Module) -> Block:
-    return Block(
-        "conv1 conv2 se conv3", shortcut="downsample", skip=block.downsample is not None, activation="act3"
-    )
-
-
-declare_stem(_tv.RegNet, _timm.RegNet, modules="stem")
-
-
-# ConvNeXt and vision transformers (ViT, DeiT): the hidden width of the MLP
-@declare_block(_tv.convnext.CNBlock)
-def _tv_convnext(block: nn.Module) -> Block:
-    return Block("block.2 block.3 block.4 block.5")
-
-
-@declare_block(_timm.convnext.ConvNeXtBlock)
-def _timm_convnext(block: nn.Module) -> Block:
-    return Block("norm mlp")
-
-
-@declare_block(_tv.vision_transformer.EncoderBlock)
-def _tv_transformer(block: nn.Module) -> Block:
-    return Block("ln_2 mlp")
-
-
-@declare_block(_timm.vision_transformer.Block)
-def _timm_transformer(block: nn.Module) -> Block:
-    return Block("norm2 mlp")
+# The modules of a network that write its first residual stream, None where it has no such stream. Networks of
+# these kinds offer the granularity `channel`.
+STEMS: dict[type[nn.Module], str | None] = {
+    _tv.ResNet: "conv1 bn1 relu",
+    _timm.ResNet: "conv1 bn1 act1",
+    _tv.VGG: None,
+    _timm.VGG: None,
+    _tv.MobileNetV2: "features.0",
+    _tv.MobileNetV3: "features.0",
+    _tv.EfficientNet: "features.0",
+    _timm.EfficientNet: "conv_stem bn1",
+    _timm.MobileNetV3: "conv_stem bn1",
+    _tv.RegNet: "stem",
+    _timm.RegNet: "stem",
+}

@@ -59,11 +59,11 @@ def sensitivity(network: nn.Module, site: Site) -> float:
     That is the block's share of the variance of the residual stream behind it, to the power of 1.5: noise put
     into one block after the other of EfficientNet-Lite0 follows that. 1 where there are no batch norms.
     """
-    own, stream = (
+    own, residual = (
         sum(network.get_submodule(name).weight.square().sum().item() for name in norms)
-        for norms in (site.branch, site.stream)
+        for norms in (site.branch, site.residual)
     )
-    return (own / stream) ** 1.5 if site.branch else 1.0
+    return (own / residual) ** 1.5 if site.branch else 1.0
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,6 @@ def criterion(name: str, needs_images: bool = False, comparable: bool = False):
         return score
 
     return register
-
-
-def check_criterion(name: str) -> None:
-    """Raise UserError for an unknown criterion."""
-    if name not in CRITERIA:
-        raise UserError(f"Unknown criterion {name!r}: expected one of {', '.join(CRITERIA)}.")
 
 
 @torch.no_grad()
@@ -139,42 +133,57 @@ def _activation_images(evidence: Evidence) -> Tensor:
     return torch.stack(losses).mean(0) * sensitivity(evidence.network, evidence.site)
 
 
-RIDGE = 0.1  # of each variance: a thousand positions do not tell hundreds of channels apart
+ELIMINATION_RIDGE = 0.1  # of each variance: a thousand positions do not tell hundreds of channels apart
 ROUNDS = 64  # of elimination; within a round the order is greedy among twice the channels that go
 
 
 def _eliminate(weight: Tensor, covariance: Tensor) -> Tensor:
-    """Losses (C,) of backward elimination: weights (out, C, taps), covariance (C, C) of the inputs."""
+    """Losses (C,) of backward elimination: weights (out, C, taps), covariance (C, C) of the inputs.
+
+    With P the inverse of the covariance of the channels that are left and w_i a column of the weights W,
+    channel i costs |w_i|^2 / P_ii; without it, W is W - w_i P_i / P_ii, and P is P - P_i' P_i / P_ii.
+    """
     width = len(covariance)
     variance = torch.einsum("oct,cd,odt->", weight, covariance, weight).clamp(min=1e-30)
-    precision = torch.linalg.inv(ridge(covariance, RIDGE))
-    weight = weight.transpose(1, 2).flatten(0, 1).clone()
+    precision = torch.linalg.inv(ridge(covariance, ELIMINATION_RIDGE))
+    weight = weight.transpose(1, 2).flatten(0, 1).clone()  # (out * taps, C)
     losses = torch.full((width,), torch.inf, dtype=weight.dtype)
+    alive = torch.ones(width, dtype=torch.bool)
     together, highest = -(-width // ROUNDS), 0.0
-    while losses.isinf().any():
-        # Within a round on the candidates' small matrices, then on the whole ones at once.
+    while left := int(alive.sum()):
+        # A round chooses on the likeliest channels' small matrices, then changes the whole ones at once.
         loss = weight.square().sum(0) / precision.diagonal().clamp(min=1e-30)
-        alive = int(losses.isinf().sum())
-        likely = torch.where(losses.isinf(), loss, torch.inf).topk(min(2 * together, alive), largest=False)
-        candidates = likely.indices
-        gram, small = weight[:, candidates].T @ weight[:, candidates], precision[candidates][:, candidates]
-        chosen = []
-        for _ in range(min(together, alive)):
-            cost = gram.diagonal() / small.diagonal().clamp(min=1e-30)
-            cost[chosen] = torch.inf
-            pick = int(cost.argmin())
-            highest = max(highest, float(cost[pick]))  # greedy steps may get cheaper; the order counts
-            losses[candidates[pick]] = highest
-            chosen.append(pick)
-            row, column = small[pick] / small[pick, pick], gram[pick]
-            both = torch.outer(row, column)
-            gram = gram - both - both.T + column[pick] * torch.outer(row, row)
-            small = small - torch.outer(small[:, pick], row)
-        gone = candidates[chosen]
+        likely = torch.where(alive, loss, torch.inf).topk(min(2 * together, left), largest=False).indices
+        gram, small = weight[:, likely].T @ weight[:, likely], precision[likely][:, likely]
+        order, costs = _greedy_round(gram, small, min(together, left))
+        gone = likely[order]
+        for channel, cost in zip(gone.tolist(), costs, strict=True):
+            highest = max(highest, cost)  # greedy steps may get cheaper; the order counts
+            losses[channel] = highest
+        alive[gone] = False
         made_up = torch.linalg.solve(precision[gone][:, gone], precision[gone])
         weight -= weight[:, gone] @ made_up
         precision -= precision[:, gone] @ made_up
     return losses / variance
+
+
+def _greedy_round(gram: Tensor, precision: Tensor, count: int) -> tuple[list[int], list[float]]:
+    """The `count` cheapest of a few channels, one after the other, and what each costs.
+
+    `gram` is W'W and `precision` P of these channels alone; both follow from W and P after each step.
+    """
+    order, costs = [], []
+    for _ in range(count):
+        cost = gram.diagonal() / precision.diagonal().clamp(min=1e-30)
+        cost[order] = torch.inf
+        pick = int(cost.argmin())
+        order.append(pick)
+        costs.append(float(cost[pick]))
+        row, column = precision[pick] / precision[pick, pick], gram[pick]
+        both = torch.outer(row, column)
+        gram = gram - both - both.T + column[pick] * torch.outer(row, row)
+        precision = precision - torch.outer(precision[:, pick], row)
+    return order, costs
 
 
 def elimination_macs(network: nn.Module, consumer: Consumer, inputs: Moments) -> int:

@@ -1,11 +1,8 @@
-"""A plan of what to remove: apply it, save and load what came out."""
+"""Plan what to remove, apply the plan, save and load what came out."""
 
 import copy
-import hashlib
-import json
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,32 +10,51 @@ from typing import Any
 import pandas as pd
 import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lib.common.errors import UserError
-from lib.common.files import save_tensors, write_json
-from lib.networks.backbone import Backbone, load_backbone
+from lib.common.errors import UserError, choose
+from lib.common.files import save_tensors
+from lib.networks.backbone import Backbone, fit_classifier, load_backbone, weights_hash
 from lib.networks.macs import count_macs, forward_macs
 from lib.networks.measure import measure_latency
-from lib.pruning.allocation import (
-    Ranked,
-    Target,
-    allocate,
-    check_request,
-    meet_latency,
-    meet_macs,
-    shares_kept,
-    step_of,
-)
-from lib.pruning.criteria import CRITERIA, Evidence, check_criterion, elimination_macs, score_filters
-from lib.pruning.repairs import REPAIRS, Damage, check_repair, solving_macs
-from lib.pruning.sites import Site, find_sites
-from lib.pruning.statistics import Moments, reader_moments, synthetic_images
-from lib.pruning.surgery import copy_of_structure, keep_channels, mask_channels, own_tensors, width_of
+from lib.pruning.allocation import SCOPES, Allocation, Counts, Ranked, Target, meet_latency, meet_macs
+from lib.pruning.criteria import CRITERIA, Evidence, elimination_macs, score_filters
+from lib.pruning.repairs import REPAIRS, Damage, solving_macs
+from lib.pruning.sites import GRANULARITIES, Site, find_sites, width_of
+from lib.pruning.statistics import Moments, reader_moments, reestimate_norms, synthetic_images
+from lib.pruning.surgery import keep_channels, mask_channels
 
-_PACKAGES = ("torch", "torchvision", "timm")
+SYNTHETIC_IMAGES = 64
+FILE = "pruned.safetensors"  # in the folder that a pruned network is saved to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """How to prune, with the defaults that hold everywhere. Raises UserError for what is unknown."""
+
+    criterion: str = "activation"
+    scope: str = "global"
+    granularity: str = "filter"
+    repair: str = "least_squares_synthetic"
+    round_to: int = 8
+    seed: int = 0
+
+    def __post_init__(self):
+        choose("criterion", self.criterion, CRITERIA)
+        choose("scope", self.scope, SCOPES)
+        choose("granularity", self.granularity, GRANULARITIES)
+        choose("repair", self.repair, REPAIRS)
+        if self.round_to < 1:
+            raise UserError(
+                f"round_to={self.round_to} is out of range: expected a whole number of 1 or more."
+            )
+
+    @property
+    def looks_at(self) -> list[str]:
+        """What of it works on images of one's own."""
+        criterion = [f"criterion={self.criterion!r}"] * CRITERIA[self.criterion].needs_images
+        return criterion + [f"repair={self.repair!r}"] * (REPAIRS[self.repair].needs == "images")
 
 
 @dataclass(frozen=True)
@@ -52,8 +68,8 @@ class SiteSize:
     macs_after: int
 
 
-@dataclass(frozen=True)
-class PruningPlan:
+@dataclass(frozen=True, kw_only=True)
+class PruningPlan(Request):
     """Which filters of which network stay, and how the removal is repaired.
 
     `kept` maps a site's name to the ascending indices of the filters that stay. `calibration_macs` is what
@@ -63,12 +79,6 @@ class PruningPlan:
 
     backbone: str
     ratio: float
-    criterion: str
-    scope: str
-    granularity: str
-    repair: str
-    round_to: int
-    seed: int
     kept: dict[str, list[int]]
     sites: dict[str, SiteSize]
     target: Target | None = None
@@ -77,7 +87,7 @@ class PruningPlan:
     corrections: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def table(self) -> pd.DataFrame:
-        """A row a site: filters and MACs before and after, and the count `wanted` before rounding.
+        """One row per site: filters and MACs before and after, and the count `wanted` before rounding.
 
         The MACs are those of one image, of every layer that the site's channels go through; two sites in
         a row share the layer between them.
@@ -90,9 +100,8 @@ class PruningPlan:
 
         Raises UserError for another network than the dense one that was planned for.
         """
-        small = copy_of_structure(network)
+        small = copy.deepcopy(network)
         remove(small, self)
-        own_tensors(small, shared_with=network)
         tensors = small.state_dict()
         with torch.no_grad():
             for name, value in self.corrections.items():
@@ -100,15 +109,13 @@ class PruningPlan:
         return small
 
     def save(self, small: Backbone, folder: Path | str) -> None:
-        """Write `plan.json` and `weights.safetensors` of the network that `apply` gave."""
-        folder = Path(folder)
-        save_tensors(small.state_dict(), folder / "weights.safetensors")
-        digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
-        stored = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "corrections"}
-        stored["sites"] = {name: asdict(size) for name, size in self.sites.items()}
-        stored["target"] = asdict(self.target) if self.target else None
-        versions = {name: version(name) for name in _PACKAGES}
-        write_json(folder / "plan.json", {**stored, "versions": versions, "weights_sha256": digest})
+        """Write the network that `apply` gave, and the plan with it, to one file in `folder`."""
+        plan = _STORED.dump_json(self, exclude={"corrections"}).decode()
+        about = {"plan": plan, "weights": weights_hash(small)}
+        save_tensors(small.state_dict(), Path(folder) / FILE, about)
+
+
+_STORED = TypeAdapter(PruningPlan)
 
 
 def remove(network: Backbone, plan: PruningPlan) -> None:
@@ -137,43 +144,41 @@ def remove(network: Backbone, plan: PruningPlan) -> None:
 def load_pruned(folder: Path | str) -> Backbone:
     """The network that `PruningPlan.save` wrote, rebuilt by its ordinary constructor.
 
-    Raises UserError for files that are missing, damaged, or of another network.
+    Raises UserError for a file that is missing, damaged, or of another network.
     """
-    folder = Path(folder)
+    file = Path(folder) / FILE
     try:
-        stored = json.loads((folder / "plan.json").read_text())
-        digest = stored.pop("weights_sha256")
-        stored.pop("versions")
-        plan = TypeAdapter(PruningPlan).validate_python(stored)
-        weights = (folder / "weights.safetensors").read_bytes()
-        if hashlib.sha256(weights).hexdigest() != digest:
-            raise ValueError("weights.safetensors is not the file that plan.json was written with")
-        tensors = load(weights)
+        if (Path(folder) / "plan.json").exists() and not file.exists():
+            raise ValueError("plan.json is of an older version: plan again, and save")
+        with safe_open(file, "pt") as opened:
+            about = opened.metadata()
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a dict
+        plan = _STORED.validate_json(about["plan"])
         small = load_backbone(plan.backbone, pretrained=False)
         remove(small, plan)
+        fit_classifier(small, tensors)
         small.load_state_dict(tensors)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        if weights_hash(small) != about["weights"]:
+            raise ValueError("its weights are not those that were saved")
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"{folder} holds no pruned network that can be loaded: expected plan.json and "
-            f"weights.safetensors as written by PruningPlan.save ({error})."
+            f"{folder} holds no pruned network that can be loaded: expected {FILE} as written by "
+            f"PruningPlan.save ({error})."
         ) from error
     return small.eval()
-
-
-SYNTHETIC_IMAGES = 64
 
 
 def plan_pruning(
     network: Backbone,
     ratio: float | None = None,
-    criterion: str = "l1",
-    scope: str = "uniform",
-    granularity: str = "filter",
-    repair: str = "none",
-    round_to: int = 8,
-    images: Tensor | None = None,
-    seed: int = 0,
+    criterion: str = Request.criterion,
     *,
+    scope: str = Request.scope,
+    granularity: str = Request.granularity,
+    repair: str = Request.repair,
+    round_to: int = Request.round_to,
+    images: Tensor | None = None,
+    seed: int = Request.seed,
     target_macs: float | None = None,
     target_latency_ms: float | None = None,
     image_size: int | None = None,
@@ -193,93 +198,71 @@ def plan_pruning(
     network that is pruned already, or a request that would remove nothing.
     """
     began = time.monotonic()
-    wanted = {"ratio": ratio, "target_macs": target_macs, "target_latency_ms": target_latency_ms}
-    _check(network, wanted, criterion, scope, repair, round_to, images)
+    request = Request(
+        criterion=criterion, scope=scope, granularity=granularity, repair=repair, round_to=round_to, seed=seed
+    )
+    _check_amount(ratio=ratio, target_macs=target_macs, target_latency_ms=target_latency_ms)
+    _check_images(images, request.looks_at if ratio != 0 else [])
+    if network.pruned:
+        raise UserError(f"This {network.name} is pruned already: plan for the dense network.")
     image_size = image_size or network.image_size
     sites = find_sites(network, granularity)
-    widths = [width_of(network, site) for site in sites]
-    macs = _SiteMacs(network, sites, widths, image_size)
-    identity = PruningPlan(
-        network.name,
-        0.0,
-        criterion,
-        scope,
-        granularity,
-        repair,
-        round_to,
-        seed,
-        kept={site.name: list(range(width)) for site, width in zip(sites, widths, strict=True)},
-        sites=macs.sizes(widths, widths),
+    macs = _SiteMacs(network, sites, image_size)
+    plan = PruningPlan(
+        backbone=network.name,
+        ratio=0.0,
+        kept={name: list(range(width)) for name, width in zip(macs.names, macs.widths, strict=True)},
+        sites=macs.sizes(macs.widths, macs.widths),
+        **vars(request),
     )
     if ratio == 0:
-        return identity
+        return plan
 
     work = _Calibration(network, sites, image_size, seed)
-    ranked = work.ranked(criterion, images)
+    allocation = Allocation(work.ranked(criterion, images), scope, round_to)
 
-    def counts_at(ratio: float) -> list[int]:
-        return allocate(ranked, ratio, scope, round_to)
+    def keeping(counts: Counts) -> PruningPlan:
+        kept = dict(zip(plan.kept, allocation.kept(counts), strict=True))
+        return replace(plan, kept=kept)
 
-    def plan_with(ratio: float, counts: list[int]) -> PruningPlan:
-        shares = shares_kept(ranked, ratio, scope)
-        kept = {
-            site.name: torch.topk(rank.scores, count).indices.sort().values.tolist()
-            for site, rank, count in zip(sites, ranked, counts, strict=True)
-        }
-        unrounded = [share * width for share, width in zip(shares, widths, strict=True)]
-        return replace(identity, ratio=ratio, kept=kept, sites=macs.sizes(unrounded, counts))
-
-    def milliseconds(counts: list[int]) -> float:
-        small = plan_with(0.0, counts).apply(network)
-        return measure_latency(small, image_size, device, batch_size, precision)
+    def milliseconds(counts: Counts) -> float:
+        return measure_latency(keeping(counts).apply(network), image_size, device, batch_size, precision)
 
     target = None
     if target_macs is not None:
-        steps = [step_of(rank, round_to) for rank in ranked]
-        ratio, counts, target = meet_macs(target_macs, counts_at, macs.total, steps)
+        ratio, counts, target = meet_macs(target_macs, allocation, macs.total)
     elif target_latency_ms is not None:
-        ratio, counts, target = meet_latency(target_latency_ms, counts_at, milliseconds)
+        ratio, counts, target = meet_latency(target_latency_ms, allocation, milliseconds)
     else:
-        counts = counts_at(ratio)
-    if counts == widths:
+        counts = allocation.counts(ratio)
+    if counts == macs.widths:
         raise UserError(
-            f"ratio={ratio:g} removes no filter once the widths {sorted(set(widths))} are rounded to "
+            f"ratio={ratio:g} removes no filter once the widths {sorted(set(counts))} are rounded to "
             f"multiples of {round_to}: choose a larger ratio or a smaller round_to."
         )
-    plan = plan_with(ratio, counts)
+    wanted = [share * width for share, width in zip(allocation.shares(ratio), macs.widths, strict=True)]
+    plan = replace(keeping(counts), ratio=ratio, sites=macs.sizes(wanted, counts), target=target)
     corrections = work.corrections(plan, images)
     return replace(
-        plan,
-        target=target,
-        calibration_macs=work.macs,
-        corrections=corrections,
-        seconds=time.monotonic() - began,
+        plan, calibration_macs=work.macs, corrections=corrections, seconds=time.monotonic() - began
     )
 
 
-def _check(
-    network: Backbone,
-    wanted: dict[str, float | None],
-    criterion: str,
-    scope: str,
-    repair: str,
-    round_to: int,
-    images: Tensor | None,
-) -> None:
-    given = [name for name, value in wanted.items() if value is not None]
+def _check_amount(**amounts: float | None) -> None:
+    given = {name: value for name, value in amounts.items() if value is not None}
     if len(given) != 1:
         raise UserError(
             f"plan_pruning was given {' and '.join(given) or 'no amount'}: expected exactly one of "
-            f"{', '.join(wanted)}."
+            f"{', '.join(amounts)}."
         )
-    check_criterion(criterion)
-    check_repair(repair)
-    check_request(wanted["ratio"] or 0, scope, round_to)
-    if network.pruned:
-        raise UserError(f"This {network.name} is pruned already: plan for the dense network.")
-    hungry = [f"criterion={criterion!r}"] * CRITERIA[criterion].needs_images
-    hungry += [f"repair={repair!r}"] * (REPAIRS[repair].needs == "images")
-    if hungry and images is None and wanted["ratio"] != 0:
+    if not 0 <= given.get("ratio", 0) < 1:
+        raise UserError(
+            f"ratio={given['ratio']} is out of range: expected a share in 0 <= ratio < 1, such as 0.5."
+        )
+
+
+def _check_images(images: Tensor | None, hungry: list[str]) -> None:
+    if images is None and hungry:
         raise UserError(
             f"{' and '.join(hungry)} works on images and none were given: give images= (normalised, "
             "(N, 3, H, W)), or choose one that is data-free."
@@ -298,28 +281,26 @@ class _SiteMacs:
     scales them.
     """
 
-    def __init__(self, network: Backbone, sites: list[Site], widths: list[int], image_size: int):
+    def __init__(self, network: Backbone, sites: list[Site], image_size: int):
         self.layers = {name: layer.forward for name, layer in count_macs(network, image_size).items()}
-        self.names, self.widths = [site.name for site in sites], widths
+        self.names = [site.name for site in sites]
+        self.widths = [width_of(network, site) for site in sites]
         self.members = [[*site.output_sliced, *(reader.name for reader in site.readers)] for site in sites]
         self.sites_of: dict[str, list[int]] = {}
         for place, members in enumerate(self.members):
             for name in members:
                 self.sites_of.setdefault(name, []).append(place)
 
-    def _layer(self, name: str, counts: list[int]) -> int:
+    def _layer(self, name: str, counts: Counts) -> int:
         places = self.sites_of.get(name, [])
-        return (
-            self.layers[name]
-            * prod(counts[place] for place in places)
-            // prod(self.widths[place] for place in places)
-        )
+        kept, width = (prod(numbers[place] for place in places) for numbers in (counts, self.widths))
+        return self.layers[name] * kept // width
 
-    def total(self, counts: list[int]) -> int:
+    def total(self, counts: Counts) -> int:
         """Forward MACs of one image."""
         return sum(self._layer(name, counts) for name in self.layers)
 
-    def sizes(self, wanted: list[float], counts: list[int]) -> dict[str, SiteSize]:
+    def sizes(self, wanted: list[float], counts: Counts) -> dict[str, SiteSize]:
         """What the plan's table says of every site."""
         sizes = {}
         for place, name in enumerate(self.names):
@@ -350,7 +331,7 @@ class _Calibration:
                 # Batch norms bring each channel back to the mean and deviation that it has on photographs.
                 images = synthetic_images(SYNTHETIC_IMAGES, self.image_size, self.seed)
                 network = copy.deepcopy(self.network)
-                REPAIRS["bn"].correct(Damage(network, self.sites, {}, images))
+                reestimate_norms(network, images)
                 self._pass(images)
             self._pass(images)
             self.moments[kind] = reader_moments(network, self.sites, images)
@@ -365,7 +346,7 @@ class _Calibration:
                 self.macs += sum(elimination_macs(self.network, c, inputs[c.name]) for c in site.consumers)
         ranked = []
         for place, site in enumerate(self.sites):
-            # A seed a site: `random` must not draw the same order everywhere.
+            # A seed per site: `random` must not draw the same order everywhere.
             generator = torch.Generator().manual_seed(self.seed * 10_007 + place)
             scores = score_filters(Evidence(self.network, site, generator, inputs), criterion)
             ranked.append(Ranked(scores, site.unit, site.kind))

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from lib.common.errors import UserError
 from lib.pruning.criteria import outgoing
-from lib.pruning.sites import Consumer, Site
-from lib.pruning.statistics import Moments, expected_activation, ridge
+from lib.pruning.sites import Consumer, Site, width_of
+from lib.pruning.statistics import Moments, expected_activation, reestimate_norms, ridge
 
-RIDGE = 0.003  # of each variance
+REFIT_RIDGE = 0.003  # of each variance
 LARGEST_GAIN = 1.5  # in restoring an output's deviation
 FOLD_SHRINKAGE = 0.5  # how far the correlation of two filters' weights is trusted as that of their outputs
 
@@ -34,11 +34,8 @@ class Damage:
     images: Tensor | None = None
     dense: dict[str, Moments] | None = None
 
-    def width(self, site: Site) -> int:
-        return self.network.get_submodule(site.name).weight.shape[0]
-
     def removed(self, site: Site) -> Tensor:
-        gone = torch.ones(self.width(site), dtype=torch.bool)
+        gone = torch.ones(width_of(self.network, site), dtype=torch.bool)
         gone[self.kept[site.name]] = False
         return gone.nonzero().flatten()
 
@@ -67,12 +64,6 @@ def repair(name: str, needs: str = "nothing", solves: bool = False):
         return correct
 
     return register
-
-
-def check_repair(name: str) -> None:
-    """Raise UserError for an unknown repair."""
-    if name not in REPAIRS:
-        raise UserError(f"Unknown repair {name!r}: expected one of {', '.join(REPAIRS)}.")
 
 
 @repair("none")
@@ -146,26 +137,16 @@ def _least_squares(damage: Damage) -> None:
 
 
 @repair("bn", needs="images")
-@torch.no_grad()
 def _bn(damage: Damage) -> None:
     """Batch norms' statistics estimated anew on the images, layer after layer."""
-    norms = [module for module in damage.network.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain average of what it sees
-        norm.train()
-    damage.network(damage.images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
+    reestimate_norms(damage.network, damage.images)
 
 
 def _stand_in(damage: Damage, site: Site, reader: Consumer, mean: Tensor, covariance: Tensor) -> None:
     """Let a reader take the removed channels as linear functions of the kept ones, their best guess given the
     channels' mean (C,) and covariance (C, C)."""
     kept, removed = damage.kept[site.name], damage.removed(site)
-    known = ridge(covariance[kept][:, kept], RIDGE)
+    known = ridge(covariance[kept][:, kept], REFIT_RIDGE)
     merge = torch.linalg.solve(known, covariance[kept][:, removed]).T
     _shift(damage.network, reader, removed, mean[removed] - merge @ mean[kept])
     _merge(damage.network, reader, kept, removed, merge)

@@ -66,6 +66,21 @@ def reader_moments(network: nn.Module, sites: list[Site], images: Tensor) -> dic
     return found
 
 
+@torch.no_grad()
+def reestimate_norms(network: nn.Module, images: Tensor) -> None:
+    """Set batch norms' statistics, in place, to those of normalised images (N, 3, H, W), in one pass."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average of what it sees
+        norm.train()
+    network(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
 def synthetic_images(count: int, side: int, seed: int) -> Tensor:
     """Dead leaves (count, 3, side, side), normalised: discs of random size, place and colour that cover
     each other, the statistics of natural images without one (Lee et al., 2001).

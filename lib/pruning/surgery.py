@@ -4,54 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lib.pruning.sites import Site
-
-
-def copy_of_structure(network: nn.Module) -> nn.Module:
-    """A copy of the modules whose parameters and buffers are still the network's own.
-
-    Surgery replaces tensors and never writes to them, so that only what stays is copied, once:
-    `own_tensors` ends the sharing.
-    """
-    copies: dict[int, nn.Module] = {}
-
-    def copied(module: nn.Module | None) -> nn.Module | None:
-        if module is None:
-            return None
-        if id(module) not in copies:
-            twin = copies[id(module)] = module.__new__(type(module))
-            twin.__dict__.update(
-                {
-                    key: value.copy() if isinstance(value, dict) else value
-                    for key, value in module.__dict__.items()
-                }
-            )
-            twin._modules = {name: copied(child) for name, child in module._modules.items()}
-        return copies[id(module)]
-
-    return copied(network)
-
-
-def own_tensors(network: nn.Module, shared_with: nn.Module) -> None:
-    """Give `network` copies of the tensors that it still shares with another."""
-    shared = {id(tensor) for tensor in (*shared_with.parameters(), *shared_with.buffers())}
-    copies: dict[int, Tensor] = {}
-    for module in network.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is None or id(tensor) not in shared:
-                    continue
-                if id(tensor) not in copies:
-                    twin = tensor.detach().clone()
-                    if isinstance(tensor, nn.Parameter):
-                        twin = nn.Parameter(twin, requires_grad=tensor.requires_grad)
-                    copies[id(tensor)] = twin
-                tensors[name] = copies[id(tensor)]
-
-
-def width_of(network: nn.Module, site: Site) -> int:
-    """Channels of a site."""
-    return network.get_submodule(site.name).weight.shape[0]
+from lib.pruning.sites import Site, width_of
 
 
 def keep_channels(network: nn.Module, site: Site, kept: Tensor) -> None:

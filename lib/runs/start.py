@@ -48,12 +48,12 @@ class Starts:
             self.dense,
             self.spec.ratio,
             self.spec.criterion,
-            self.spec.scope,
-            self.spec.granularity,
-            self.spec.repair,
-            self.spec.round_to,
-            normalised(images, self.dense),
-            self.spec.seed,
+            scope=self.spec.scope,
+            granularity=self.spec.granularity,
+            repair=self.spec.repair,
+            round_to=self.spec.round_to,
+            images=normalised(images, self.dense),
+            seed=self.spec.seed,
             image_size=self.spec.image_size,
         )
         network = plan.apply(self.dense) if self.spec.ratio > 0 else self.dense

@@ -109,7 +109,7 @@ def quality(archive: Path, count: int) -> pd.DataFrame:
                 dense,
                 ratio,
                 criterion,
-                scope,
+                scope=scope,
                 repair=repair,
                 images=synthetic if on_synthetic else calibration,
             )
@@ -128,7 +128,7 @@ def pruning_seconds(rounds: int = 5) -> dict[str, float]:
     seconds = {"ours": [], "Torch-Pruning": []}
     for _ in range(rounds):
         began = time.perf_counter()
-        plan_pruning(network, 0.5, "l1").apply(network)
+        plan_pruning(network, 0.5, "l1", repair="none").apply(network)
         seconds["ours"].append(time.perf_counter() - began)
         theirs = copy.deepcopy(network)
         ignored = [
@@ -151,7 +151,7 @@ def pruning_seconds(rounds: int = 5) -> dict[str, float]:
 def realised_speed_up() -> dict[str, float]:
     """Measured speed-up of ResNet-50 with half of the inner filters against its ratio of MACs."""
     dense = load_backbone("resnet50", pretrained=False)
-    small = plan_pruning(dense, 0.5, "l1").apply(dense)
+    small = plan_pruning(dense, 0.5, "l1", scope="uniform", repair="none").apply(dense)
     macs = forward_macs(dense, SIDE) / forward_macs(small, SIDE)
     found = {"MACs ratio": macs}
     for precision in ("fp32", "bf16"):
@@ -169,7 +169,9 @@ def latency_targets() -> pd.DataFrame:
     full = measure_latency(dense, 64, batch_size=32)
     rows = []
     for share in (0.9, 0.8, 0.7):
-        plan = plan_pruning(dense, target_latency_ms=share * full, batch_size=32)
+        plan = plan_pruning(
+            dense, None, "l1", scope="uniform", repair="none", target_latency_ms=share * full, batch_size=32
+        )
         again = measure_latency(plan.apply(dense), 64, batch_size=32)
         rows.append(
             {"wanted": share, "measured again": again / full, "ratio": plan.ratio, "met": plan.target.met}
