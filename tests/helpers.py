@@ -78,24 +78,18 @@ FAMILIES = [
 
 
 def _of_family(name: str) -> Backbone:
-    source, _, model = name.partition(":")
-    side = 64
-    if source == "timm":
-        extra = {"img_size": side} if model.startswith(("vit", "deit")) else {}
-        body = timm.create_model(model, num_classes=0, **extra)
-    elif model == "vit":
+    """For images of 64 px; transformers, which take one size alone, are built for it."""
+    model, side = name.partition(":")[2], 64
+    if model == "vit":
         body = torchvision.models.VisionTransformer(side, 16, 2, 3, 96, 384)
         body.heads = nn.Identity()
-    else:
-        body = torchvision.models.get_model(model)
-        if model.startswith("vgg"):
-            body.avgpool, body.classifier = nn.AdaptiveAvgPool2d(1), nn.Identity()
-        elif model.startswith("convnext"):
-            body.classifier[2] = nn.Identity()
-        else:
-            setattr(body, "fc" if hasattr(body, "fc") else "classifier", nn.Identity())
-    width = body.eval()(torch.zeros(1, 3, side, side)).shape[1]
-    return Backbone(name, body, nn.Linear(width, 10), side, (0.5,) * 3, (0.5,) * 3)
+        return Backbone(name, body, nn.Linear(96, 10), side, (0.5,) * 3, (0.5,) * 3)
+    if model.startswith(("vit", "deit")):
+        body = timm.create_model(model, num_classes=0, img_size=side)
+        return Backbone(name, body, nn.Linear(body.num_features, 10), side, (0.5,) * 3, (0.5,) * 3)
+    network = load_backbone(name, pretrained=False)
+    network.image_size = side
+    return network
 
 
 def random_backbone(name: str, seed: int = 0) -> Backbone:
