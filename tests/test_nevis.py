@@ -4,6 +4,7 @@ import base64
 import collections
 import gzip
 import io
+import itertools
 import json
 import os
 import pickle
@@ -285,8 +286,8 @@ def test_a_prepared_directory_is_read_by_its_format(tmp_path, multi):
     (task,) = load_stream(stream_of(tmp_path, "nevis:nevis/MNIST")).tasks
     assert (task.kind, task.num_classes) == ("multi-label" if multi else "classification", 3)
     data = task.read(32)
-    for place, (part, count) in enumerate(list(PARTS.items())[:4]):
-        split = getattr(data, part.replace("-", "_"))
+    for part, place in {"train": 0, "dev": 1, "test": 3}.items():
+        split, count = getattr(data, part), PARTS[part]
         colours = split.images[:, 0, 0].tolist()
         assert sorted(colours) == sorted([i % 3 * 100, place * 40, i] for i in range(count))
         for colour, label in zip(colours, split.labels, strict=True):
@@ -301,7 +302,9 @@ def test_a_prepared_directory_fills_its_place_in_the_benchmark(tmp_path):
     assert tasks.index[tasks["available"]].tolist() == ["ISBI-ISIC 2017 melanoma classification challenge"]
     stream = load_stream("nevis/tiny", missing="skip")
     assert len(stream.tasks) == 1 and len(stream.left_out) == 6
-    assert len(stream.tasks[0].read(32).dev_test) == 2
+    assert [len(part) for part in vars(stream.tasks[0].read(32)).values()] == [8, 4, 6]
+    source = PreparedSource(tmp_path / "datasets" / "nevis" / "melanoma")
+    assert sizes(source.parts()) == {"train": 8, "dev": 4, "dev_test": 2, "test": 6}
 
 
 def test_labels_of_biwi_are_mended(tmp_path):
@@ -366,7 +369,7 @@ def test_an_unfinished_or_empty_directory_is_refused(tmp_path):
     (folder / "metadata").unlink()
     with pytest.raises(UserError, match="has no file metadata"):
         load_stream(stream_of(tmp_path, "nevis:mine"))
-    with pytest.raises(UserError, match="expected a prepared directory at"):
+    with pytest.raises(UserError, match=r"prepare elsewhere with dm_nevis and put it at .*elsewhere"):
         load_stream(stream_of(tmp_path, "nevis:elsewhere"))
 
 
@@ -439,15 +442,20 @@ def test_torchvision_s_parts_labels_and_content(tmp_path):
     mnist(tmp_path / "datasets" / "torchvision")
     (task,) = load_stream(stream_of(tmp_path, "torchvision:MNIST")).tasks
     data = task.read(32)
-    assert [len(getattr(data, part)) for part in ("train", "dev", "dev_test", "test")] == [28, 6, 6, 10]
-    for split in (data.train, data.dev, data.dev_test, data.test):
-        assert split.labels.tolist() == [number % 10 for number in split.images[:, 0, 0, 0].tolist()]
-    numbers = [set(getattr(data, part).images[:, 0, 0, 0].tolist()) for part in ("train", "dev", "dev_test")]
-    assert set.union(*numbers) == set(range(40)) and sum(map(len, numbers)) == 40
+    source = TorchvisionSource("MNIST", tmp_path / "datasets" / "torchvision")
+    parts = source.parts()
+    assert sizes(parts) == {"train": 28, "dev": 6, "dev_test": 6, "test": 10}
+    numbers = {part: [np.asarray(e.open())[0, 0] for e in found] for part, found in parts.items()}
+    for part, split in vars(data).items():
+        assert split.images[:, 0, 0, 0].tolist() == numbers[part]
+        assert split.labels.tolist() == [number % 10 for number in numbers[part]]
+    del numbers["test"]
+    assert sorted(itertools.chain(*numbers.values())) == list(range(40))
+    assert task.classes[3] == "3 - three"
     available = list_tasks("nevis/tiny").set_index("name")["available"]
     assert available.tolist() == [name == "MNIST" for name in available.index]
     mnist(tmp_path / "other", train=50)
-    assert TorchvisionSource("MNIST", tmp_path / "other").content() != task.content
+    assert TorchvisionSource("MNIST", tmp_path / "other").content() != source.content()
     (tmp_path / "datasets" / "torchvision" / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(UserError, match="torchvision cannot read MNIST"):
         TorchvisionSource("MNIST", tmp_path / "datasets" / "torchvision").parts()
@@ -531,4 +539,4 @@ def test_fashion_mnist_runs_through_torchvision_from_debian_s_files_to_records(t
     # A linear model on raw pixels has an error of 0.16 with all 60,000 images.
     assert records["error_test"].tolist()[1] < 0.35
     (task,) = load_stream(spec.stream).tasks
-    assert len(task.read(64).train) == 42_000 and len(task.read(64).dev_test) == 9_000
+    assert len(task.read(64).train) == 42_000 and len(task.read(64).dev) == 9_000

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 from lib.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +48,24 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def locked(file: Path, otherwise: str) -> Iterator[None]:
+    """Hold the lock `file`: of two processes, the second waits for the first, also where one is killed.
+
+    Raises UserError, which ends with what to do `otherwise`, when the folder cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file).acquire()
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to {file.parent}: {error.strerror or error}. Expected a writable folder: "
+            f"{otherwise}."
+        ) from error
+    with lock:
+        yield
 
 
 def write_json(path: Path, content: object) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from lib.common.errors import UserError
-from lib.streams.task import PARTS, Example
+from lib.streams.task import PARTS, Example, Place
 
 
 class ArchiveSource:
@@ -31,8 +31,16 @@ class ArchiveSource:
                 ]
         except (OSError, zipfile.BadZipFile) as error:
             raise UserError(f"{file} is no ZIP archive that can be read ({error}): make it anew.") from error
-        self.classes = sorted({entry.filename.split("/")[1] for entry in self.entries})
-        self.num_classes = len(self.classes)
+        self.names = sorted({entry.filename.split("/")[1] for entry in self.entries})
+        self.num_classes = len(self.names)
+
+    @classmethod
+    def at(cls, file: Path) -> Place:
+        """The place of an archive."""
+        return Place(f"{file} (of `python -m tools.datasets`)", file.is_file(), partial(cls, file))
+
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.names)
 
     def content(self) -> str:
         """A hash of the files' names, sizes and checksums, as the archive lists them."""
@@ -40,7 +48,7 @@ class ArchiveSource:
         return hashlib.sha256("".join(listed).encode()).hexdigest()
 
     def parts(self) -> dict[str, Sequence[Example]]:
-        numbers = {name: number for number, name in enumerate(self.classes)}
+        numbers = {name: number for number, name in enumerate(self.names)}
         parts: dict[str, list[Example]] = {}
         for entry in self.entries:
             part, name, _ = entry.filename.split("/")

@@ -1,6 +1,5 @@
 """A task from a folder of images: train/<class>/*, and dev/ and test/ likewise where they are there."""
 
-import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,8 @@ from PIL import Image
 
 from lib.common.errors import UserError
 from lib.streams.cuts import SHARES
-from lib.streams.task import Example
+from lib.streams.ingest import content_of
+from lib.streams.task import Example, Place
 
 # What is cut from train for the parts that do not come with it.
 CUTS = {
@@ -33,26 +33,27 @@ class FolderSource:
             raise UserError(
                 f"{folder} has no folder train: expected train/<class>/<image>, with dev and test if any."
             )
-        self.classes = _subfolders(folder / "train")
-        self.num_classes = len(self.classes)
+        self.names = _subfolders(folder / "train")
+        self.num_classes = len(self.names)
         self.given = tuple(part for part in ("dev", "test") if (folder / part).is_dir())
         for part in self.given:
-            if unknown := sorted(set(_subfolders(folder / part)) - set(self.classes)):
+            if unknown := sorted(set(_subfolders(folder / part)) - set(self.names)):
                 raise UserError(
                     f"{folder / part / unknown[0]} is a class that {folder / 'train'} has not: add training "
                     "images of it, or remove it."
                 )
 
+    @classmethod
+    def at(cls, folder: Path) -> Place:
+        """The place of a task's folder."""
+        return Place(f"images in {folder}/train/<class>", folder.is_dir(), partial(cls, folder))
+
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.names)
+
     def content(self) -> str:
-        """A hash of the files' names, sizes and times of change."""
-        digest = hashlib.sha256()
-        for part in ("train", *self.given):
-            for file in _files(self.folder / part):
-                state = file.stat()
-                digest.update(
-                    f"{file.relative_to(self.folder)} {state.st_size} {state.st_mtime_ns}\n".encode()
-                )
-        return digest.hexdigest()
+        files = [file for part in ("train", *self.given) for file in _files(self.folder / part)]
+        return content_of(files, self.folder)
 
     def parts(self) -> dict[str, Sequence[Example]]:
         parts: dict[str, list[Example]] = {part: self._examples(part) for part in self.given}
@@ -73,7 +74,7 @@ class FolderSource:
         }
 
     def _examples(self, part: str) -> list[Example]:
-        numbers = {name: number for number, name in enumerate(self.classes)}
+        numbers = {name: number for number, name in enumerate(self.names)}
         root = self.folder / part
         return [
             Example(str(file), numbers[file.relative_to(root).parts[0]], partial(Image.open, file))

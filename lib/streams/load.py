@@ -1,24 +1,26 @@
 """Load a stream by its name, or by the path of a stream file."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
 
-from lib.common.errors import UserError
+from lib.common.errors import UserError, choose
 from lib.streams.folder import FolderSource
 from lib.streams.ingest import task_from
 from lib.streams.nevis import datasets_folder
 from lib.streams.nevis.prepared import PreparedSource
-from lib.streams.task import STREAMS, Listed, Source, Stream
-from lib.streams.torchvision_sets import LOADERS, TorchvisionSource, how_to_get, is_there
+from lib.streams.task import STREAMS, Listed, Stream
+from lib.streams.torchvision_sets import TorchvisionSource
 
 COLUMNS = ["name", "year", "domain", "kind", "num_classes", "available", "how"]
+# kind of source -> the place that a stream file in the folder `base` means by what stands behind the colon
+SOURCES = {
+    "folder": lambda place, base: FolderSource.at(base / place),
+    "nevis": lambda place, base: PreparedSource.at(base / place),
+    "torchvision": lambda place, _: TorchvisionSource.at(place, datasets_folder() / "torchvision"),
+}
 
 
 def load_stream(name: str, missing: str = "error") -> Stream:
@@ -27,8 +29,7 @@ def load_stream(name: str, missing: str = "error") -> Stream:
     Raises UserError for an unknown one, and, unless `missing` is "skip", for tasks that are not here; with
     "skip" their names are in `left_out`.
     """
-    if missing not in ("error", "skip"):
-        raise UserError(f"missing={missing!r} is unknown: expected 'error' or 'skip'.")
+    choose("value of missing", missing, ("error", "skip"))
     rows = _rows(name)
     absent = [row for row in rows if row.open is None]
     if absent and (missing == "error" or len(absent) == len(rows)):
@@ -46,17 +47,13 @@ def list_tasks(name: str) -> pd.DataFrame:
 
     Columns: name, year, domain, kind, num_classes, available, how (where it is or how to get it).
     """
-    rows = [{**_fields(row), "available": row.open is not None} for row in _rows(name)]
+    rows = [{**vars(row), "available": row.open is not None} for row in _rows(name)]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"num_classes": "Int64"})
-
-
-def _fields(row: Listed) -> dict:
-    return {key: getattr(row, key) for key in COLUMNS if key != "available"}
 
 
 def _rows(name: str) -> list[Listed]:
     if name.endswith((".yaml", ".yml")):
-        return rows_of_file(name)
+        return _rows_of_file(Path(name))
     known = [stream for stream in STREAMS if f"{name}/".startswith(f"{stream}/")]
     if not known:
         raise UserError(
@@ -83,36 +80,8 @@ class _StreamFile(BaseModel):
     tasks: list[_TaskEntry] = Field(min_length=1)
 
 
-def _folder(place: str, base: Path) -> Callable[[], Source] | str:
-    folder = base / place
-    return partial(FolderSource, folder) if folder.is_dir() else f"expected a folder at {folder}"
-
-
-def _nevis(place: str, base: Path) -> Callable[[], Source] | str:
-    folder = base / place
-    return (
-        partial(PreparedSource, folder) if folder.is_dir() else f"expected a prepared directory at {folder}"
-    )
-
-
-def _torchvision(name: str, _: Path) -> Callable[[], Source] | str:
-    if name not in LOADERS:
-        raise UserError(f"torchvision:{name} is unknown: expected one of {', '.join(LOADERS)}.")
-    root = datasets_folder() / "torchvision"
-    return partial(TorchvisionSource, name, root) if is_there(name, root) else how_to_get(name, root)
-
-
-# kind of source: (place, folder of the file) -> how to open it, or how to get it
-SOURCES: dict[str, Callable[[str, Path], Callable[[], Source] | str]] = {
-    "folder": _folder,
-    "nevis": _nevis,
-    "torchvision": _torchvision,
-}
-
-
-def rows_of_file(path: str) -> list[Listed]:
+def _rows_of_file(file: Path) -> list[Listed]:
     """The tasks of a stream file. Raises UserError for a file that is none."""
-    file = Path(path)
     try:
         content = _StreamFile.model_validate(yaml.safe_load(file.read_text()))
     except OSError as error:
@@ -136,16 +105,7 @@ def _listed(entry: _TaskEntry, file: Path) -> Listed:
         raise UserError(
             f"{file}: source {entry.source!r} is unknown: expected one of {', '.join(SOURCES)}, then a colon."
         )
-    found = SOURCES[kind](place, file.parent)
-    if isinstance(found, str):
-        return Listed(entry.name, entry.year, entry.domain, "classification", None, found, None)
-    source = found()
-    return Listed(entry.name, entry.year, entry.domain, source.kind, source.num_classes, entry.source, found)
-
-
-def mixed_images(count: int, image_size: int = 64) -> Tensor:
-    """Training images of the pocket stream, as many of each task, in turn: uint8 (count, H, W, 3)."""
-    tasks = load_stream("pocket").tasks
-    each = -(-count // len(tasks))
-    parts = [task.read(image_size).train.images[:each] for task in tasks]
-    return torch.stack([images[place] for place in range(each) for images in parts])[:count]
+    described = {"name": entry.name, "year": entry.year, "domain": entry.domain}
+    return Listed.at(
+        [SOURCES[kind](place, file.parent)], **described, kind="classification", num_classes=None
+    )

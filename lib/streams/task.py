@@ -1,16 +1,16 @@
-"""Where a task's images come from before they are ingested: one interface for every kind of source."""
+"""What a stream is made of: tasks, the images in their parts, and the sources that they are read from."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 from torch import Tensor
 
 from lib.common.errors import UserError
 
-PARTS = ("train", "dev", "dev_test", "test")  # dev_test may be absent
+PARTS = ("train", "dev", "test")  # what is learnt from, chosen by and reported
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,11 @@ class Example:
     label: int | tuple[int, ...]
     open: Callable[[], Image.Image]
 
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The one class, or the tags."""
+        return (self.label,) if isinstance(self.label, int) else self.label
+
 
 class Source(Protocol):
     """A task's images. Making one reads no image; an absent or broken one raises UserError."""
@@ -29,11 +34,26 @@ class Source(Protocol):
     num_classes: int
     every_class_trains: bool  # whether a class without a training image is a mistake
 
-    def content(self) -> str:
-        """A hash that changes when the images, labels or splits do; cheap, decodes nothing."""
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes or tags by number, which are the numbers where it has no names."""
 
-    def parts(self) -> dict[str, Sequence[Example]]:
-        """The examples of each part, in a fixed random order, so that the first n are a random subset."""
+    def content(self) -> str:
+        """A hash of all that is read: images, labels and names, wherever they lie. Decodes nothing."""
+
+    def parts(self) -> Mapping[str, Sequence[Example]]:
+        """The examples of each part, in a fixed random order, so that the first n are a random subset.
+
+        Parts beside PARTS, such as the second dev part that Nevis'22 has, are cut off and not read.
+        """
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a source may lie: what to say of it, whether it is there, and how to open it."""
+
+    how: str
+    is_there: bool
+    open: Callable[[], Source]
 
 
 @dataclass(frozen=True)
@@ -63,7 +83,6 @@ class TaskData:
     train: Split
     dev: Split
     test: Split
-    dev_test: Split | None = None  # Nevis'22 has one where it cuts the parts itself
 
     def first(self, train: int | None, evaluation: int | None) -> "TaskData":
         """At most `train` images to learn from, and `evaluation` each of dev and test."""
@@ -81,6 +100,12 @@ class Task:
     num_classes: int
     content: str
     read: Callable[[int], TaskData]
+    name_classes: Callable[[], tuple[str, ...]]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes or tags by number, which are the numbers where the source has no names."""
+        return self.name_classes()
 
 
 @dataclass(frozen=True)
@@ -119,19 +144,29 @@ class Listed:
     how: str
     open: Callable[[], Source] | None
 
+    @classmethod
+    def at(cls, places: Sequence[Place], name: str, year: int, domain: str, **otherwise: Any) -> "Listed":
+        """The task at the first of `places` that is there, by what its source says; `otherwise` if at none."""
+        for place in places:
+            if place.is_there:
+                source = place.open()
+                return cls(name, year, domain, source.kind, source.num_classes, place.how, place.open)
+        how = "; or ".join(place.how for place in places)
+        return cls(name, year, domain, how=how, open=None, **otherwise)
+
 
 Lister = Callable[..., list[Listed]]
 STREAMS: dict[str, Lister] = {}
 
 
-def stream(name: str):
+def stream(name: str) -> Callable[[Lister], Lister]:
     """Register the decorated function, which lists the tasks of the stream `name`.
 
     It gets what a user writes behind the name, split at slashes, as arguments.
     """
 
-    def register(list_rows: Lister) -> Lister:
-        STREAMS[name] = list_rows
-        return list_rows
+    def register(list_tasks: Lister) -> Lister:
+        STREAMS[name] = list_tasks
+        return list_tasks
 
     return register

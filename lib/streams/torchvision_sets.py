@@ -3,13 +3,12 @@
 The parts are cut as Nevis'22 cuts the same data sets, or ones that come with the same parts.
 """
 
-import hashlib
+import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,81 +17,19 @@ from PIL import Image
 
 from lib.common.errors import UserError
 from lib.common.vision import torchvision
-from lib.streams.cuts import SHARES, by_count, by_last_of_class, by_lot
-from lib.streams.task import Example
-
-Labels = Callable[[Any], Sequence]  # of a loader's data set, decoding nothing
-Cut = Callable[[Sequence, dict[str, float]], dict[str, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Loader:
-    """How torchvision gives one data set: its classes, its files, and the parts that it comes with.
-
-    `arguments` are the constructor's for each part, `fixed` those for all; `files` is a pattern below the
-    root. `cut` divides "train", in `shares` where they are not the usual ones, and "test" in `test_shares`.
-    """
-
-    num_classes: int
-    files: str
-    labels: Labels
-    arguments: dict[str, dict[str, Any]]
-    cut: Cut = by_count
-    shares: dict[str, float] | None = None
-    test_shares: dict[str, float] | None = None
-    fixed: dict[str, Any] = field(default_factory=dict)
-    loader: str = ""  # where it is not the data set's name
-    kind: str = "classification"
-    downloads: bool = True  # whether torchvision can download it
-
-
-def _second(samples: str) -> Labels:
-    """The labels of a loader that keeps pairs of path and label."""
-    return lambda data: [label for _, label in getattr(data, samples)]
-
-
-_targets, _private, _y, _labels = (attrgetter(name) for name in ("targets", "_labels", "y", "labels"))
-_TRAINS = {"train": {"train": True}, "test": {"train": False}}
-_TRAIN_TEST = {"train": {"split": "train"}, "test": {"split": "test"}}
-_TRAINVAL_TEST = {"train": {"split": "trainval"}, "test": {"split": "test"}}
-_THREE = {"train": {"split": "train"}, "dev_test": {"split": "val"}, "test": {"split": "test"}}
-_WITH_VALID = {**_THREE, "dev_test": {"split": "valid"}}
-_ALL: dict[str, dict[str, Any]] = {"train": {}}
-
-_VOC_CLASSES = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
+from lib.streams import cuts
+from lib.streams.ingest import content_of
+from lib.streams.task import Example, Place
 
 
 def _voc_tags(data: Any) -> list[tuple[int, ...]]:
+    numbers = {name: number for number, name in enumerate(LOADERS["VOC2007"].names)}
+
     def tags(file: str) -> tuple[int, ...]:
         names = {found.text for found in ElementTree.parse(file).iterfind("object/name")}
-        return tuple(sorted(_VOC_CLASSES.index(name) for name in names))
+        return tuple(sorted(numbers[name] for name in names))
 
     return [tags(file) for file in data.annotations]
-
-
-def _celeba_tags(data: Any) -> list[tuple[int, ...]]:
-    return [tuple(row.nonzero().flatten().tolist()) for row in data.attr]
 
 
 def _faces(data: Any) -> list[int]:
@@ -102,60 +39,73 @@ def _faces(data: Any) -> list[int]:
     return [numbers.get(person, -1) for person in data.targets]
 
 
-def _voc(year: str, parts: dict[str, str], **cut: dict[str, float]) -> Loader:
-    arguments = {part: {"year": year, "image_set": image_set} for part, image_set in parts.items()}
-    files = f"VOCdevkit/VOC{year}/**/*"
-    return Loader(20, files, _voc_tags, arguments, loader="VOCDetection", kind="multi-label", **cut)
-
-
-LOADERS = {
-    "Caltech101": Loader(101, "caltech101/101_ObjectCategories/**/*", _y, _ALL),
-    "Caltech256": Loader(257, "caltech256/**/*", _y, _ALL, by_lot),
-    "CelebA": Loader(40, "celeba/**/*", _celeba_tags, _WITH_VALID, kind="multi-label"),
-    "CIFAR10": Loader(10, "cifar-10-batches-py/*", _targets, _TRAINS),
-    "CIFAR100": Loader(100, "cifar-100-python/*", _targets, _TRAINS),
-    "DTD": Loader(47, "dtd/**/*", _private, _THREE),
-    "EMNIST": Loader(47, "EMNIST/raw/*balanced*", _targets, _TRAINS, fixed={"split": "balanced"}),
-    "EuroSAT": Loader(10, "eurosat/**/*", _targets, _ALL),
-    "FashionMNIST": Loader(10, "FashionMNIST/raw/*ubyte", _targets, _TRAINS),
-    "FGVCAircraft": Loader(
-        70, "fgvc-aircraft-2013b/**/*", _private, _TRAINVAL_TEST, by_lot, fixed={"annotation_level": "family"}
-    ),
-    "Flowers102": Loader(102, "flowers-102/**/*", _private, _THREE),
-    "Food101": Loader(101, "food-101/**/*", _private, _TRAIN_TEST, by_lot),
-    "GTSRB": Loader(43, "gtsrb/**/*", _second("_samples"), _TRAIN_TEST, by_lot),
-    "ImageNet": Loader(
-        1000,
-        "train/**/*",
-        _targets,
-        {"train": {"split": "train"}, "test": {"split": "val"}},
-        shares={"train": 0.90, "dev": 0.05, "dev_test": 0.05},
-        downloads=False,
-    ),
-    "KMNIST": Loader(10, "KMNIST/raw/*ubyte", _targets, _TRAINS),
-    "LFWPeople": Loader(423, "lfw-py/**/*", _faces, _ALL, by_last_of_class),
-    "MNIST": Loader(10, "MNIST/raw/*ubyte", _targets, _TRAINS),
-    "OxfordIIITPet": Loader(37, "oxford-iiit-pet/**/*", _private, _TRAINVAL_TEST),
-    "PCAM": Loader(2, "pcam/*", lambda data: [data[i][1] for i in range(len(data))], _THREE),
-    "SEMEION": Loader(10, "semeion.data", _labels, _ALL, by_lot),
-    "StanfordCars": Loader(196, "stanford_cars/**/*", _second("_samples"), _TRAIN_TEST, by_lot),
-    "STL10": Loader(10, "stl10_binary/*", _labels, _TRAIN_TEST),
-    "SUN397": Loader(397, "SUN397/**/*", _private, _ALL),
-    "SVHN": Loader(10, "*_32x32.mat", _labels, _TRAIN_TEST),
-    "USPS": Loader(10, "usps*.bz2", _targets, _TRAINS, by_lot),
-    "VOC2007": _voc("2007", {"train": "train", "dev_test": "val", "test": "test"}),
-    "VOC2012": _voc(
-        "2012",
-        {"train": "train", "test": "val"},
-        shares={"train": 0.80, "dev": 0.20},
-        test_shares={"dev_test": 0.50, "test": 0.50},
-    ),
+# What Loader.labels may say beside an attribute of the loader's data set.
+LABELS: dict[str, Callable[[Any], Sequence]] = {
+    "celeba tags": lambda data: [tuple(row.nonzero().flatten().tolist()) for row in data.attr],
+    "faces": _faces,
+    "of each item": lambda data: [data[place][1] for place in range(len(data))],
+    "of samples": lambda data: [label for _, label in data._samples],
+    "voc tags": _voc_tags,
 }
 
 
-def is_there(name: str, root: Path) -> bool:
-    """Whether files of the data set `name` are below `root`; they are not looked into."""
-    return any(root.glob(LOADERS[name].files))
+def _splits(argument: str, **parts: Any) -> dict[str, dict[str, Any]]:
+    return {part: {argument: value} for part, value in parts.items()}
+
+
+# What Loader.parts may say: the parts that come with the data set, and the loader's arguments for each.
+PARTS = {
+    "all": {"train": {}},
+    "train= test=": _splits("train", train=True, test=False),
+    "train test": _splits("split", train="train", test="test"),
+    "trainval test": _splits("split", train="trainval", test="test"),
+    "train val": _splits("split", train="train", test="val"),
+    "train val test": _splits("split", train="train", dev_test="val", test="test"),
+    "train valid test": _splits("split", train="train", dev_test="valid", test="test"),
+    "image sets": _splits("image_set", train="train", dev_test="val", test="test"),
+    "image sets without test": _splits("image_set", train="train", test="val"),
+}
+
+
+NAMES = ("classes", "categories", "attr_names")  # where loaders keep the names of their classes
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How torchvision gives one data set: its classes, its files, and the parts that it comes with.
+
+    `files` are patterns below the root, `fixed` arguments of the constructor for all parts. `cut` divides
+    "train", in `shares` where they are not the usual ones, and "test" in `test_shares`.
+    """
+
+    num_classes: int
+    files: str
+    labels: str
+    parts: str = "all"
+    cut: str = "by_count"
+    shares: dict[str, float] | None = None
+    test_shares: dict[str, float] | None = None
+    fixed: dict[str, Any] = field(default_factory=dict)
+    loader: str = ""  # where it is not the data set's name
+    kind: str = "classification"
+    names: Sequence[str] = ()  # of the classes, where the loader does not know them
+    downloads: bool = True  # whether torchvision can download it
+
+    def labels_of(self, data: Any) -> Sequence:
+        """The labels of a loader's data set."""
+        return LABELS[self.labels](data) if self.labels in LABELS else getattr(data, self.labels)
+
+    def shares_of(self, part: str) -> dict[str, float]:
+        """The parts that a part of the data set is cut into."""
+        if part == "train":
+            return self.shares or cuts.SHARES[tuple(name for name in PARTS[self.parts] if name != "train")]
+        return (part == "test" and self.test_shares) or {part: 1.0}
+
+
+LOADERS = {
+    name: Loader(**row)
+    for name, row in tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8")).items()
+}
 
 
 def how_to_get(name: str, root: Path) -> str:
@@ -166,7 +116,7 @@ def how_to_get(name: str, root: Path) -> str:
         return f"{call} says which files to put into {root}"
     listed = [
         ", ".join(f"{key}={value!r}" for key, value in {**row.fixed, **arguments}.items())
-        for arguments in row.arguments.values()
+        for arguments in PARTS[row.parts].values()
     ]
     parts = " and with ".join(listed)
     return f"{call}({str(root)!r}, download=True{', ' if parts else ''}{parts})"
@@ -181,34 +131,39 @@ class TorchvisionSource:
         self.name, self.root, self.row = name, root, LOADERS[name]
         self.kind, self.num_classes = self.row.kind, self.row.num_classes
 
+    @classmethod
+    def at(cls, name: str, root: Path) -> Place:
+        """The place of the data set `name` below `root`. Raises UserError for one that is not known."""
+        if name not in LOADERS:
+            raise UserError(f"torchvision:{name} is unknown: expected one of {', '.join(LOADERS)}.")
+        is_there = all(any(root.glob(pattern)) for pattern in LOADERS[name].files.split())
+        return Place(how_to_get(name, root), is_there, partial(cls, name, root))
+
+    def classes(self) -> tuple[str, ...]:
+        data = self._open("train")
+        for names in (self.row.names, *(getattr(data, at, ()) for at in NAMES)):
+            if len(names) == self.num_classes:
+                return tuple(name if isinstance(name, str) else ", ".join(name) for name in names)
+        return tuple(map(str, range(self.num_classes)))
+
     def content(self) -> str:
-        """A hash of the files' names and sizes, which are the same wherever the data set was downloaded."""
-        digest = hashlib.sha256(self.name.encode())
-        for file in sorted(self.root.glob(self.row.files)):
-            if file.is_file():
-                digest.update(f"{file.relative_to(self.root)} {file.stat().st_size}\n".encode())
-        return digest.hexdigest()
+        found = (file for pattern in self.row.files.split() for file in self.root.glob(pattern))
+        return f"{self.name} {content_of(filter(Path.is_file, found), self.root)}"
 
     def parts(self) -> dict[str, Sequence[Example]]:
-        parts = {}
-        for part, arguments in self.row.arguments.items():
-            data = self._open(arguments)
-            labels = self.row.labels(data)
-            shares = {part: 1.0}
-            if part == "train":
-                given = tuple(name for name in self.row.arguments if name != "train")
-                shares = self.row.shares or SHARES[given]
-            elif part == "test" and self.row.test_shares:
-                shares = self.row.test_shares
-            places = self.row.cut(labels, shares)
+        cut, parts = getattr(cuts, self.row.cut), {}
+        for part in PARTS[self.row.parts]:
+            data = self._open(part)
+            labels = self.row.labels_of(data)
+            places = cut(labels, self.row.shares_of(part))
             parts |= {name: self._examples(data, labels, found) for name, found in places.items()}
         return parts
 
-    def _open(self, arguments: dict[str, Any]) -> Any:
+    def _open(self, part: str) -> Any:
         loader = getattr(torchvision.datasets, self.row.loader or self.name)
         download = {"download": False} if self.row.downloads else {}
         try:
-            return loader(str(self.root), **self.row.fixed, **arguments, **download)
+            return loader(str(self.root), **self.row.fixed, **PARTS[self.row.parts][part], **download)
         except Exception as error:  # each loader has its own
             raise UserError(
                 f"torchvision cannot read {self.name} in {self.root} ({error}): get it with "

@@ -18,8 +18,8 @@ from lib.common.paths import BUILD, folder_from
 from lib.streams.archive import ArchiveSource
 from lib.streams.folder import FolderSource
 from lib.streams.nevis.prepared import PreparedSource
-from lib.streams.task import Listed, Source, stream
-from lib.streams.torchvision_sets import TorchvisionSource, how_to_get, is_there
+from lib.streams.task import Listed, stream
+from lib.streams.torchvision_sets import TorchvisionSource
 
 META_TEST_FROM = 2020  # the year from which tasks are kept for the final evaluation
 REMOVED = 30  # tasks that two of the ablations leave out
@@ -105,30 +105,11 @@ for _variant in VARIANTS:
 
 def _listed(event: Event) -> Listed:
     year, name = event
-    row = _tables()["datasets"][name]
-    places = _places(name, row, datasets_folder())
-    for how, is_here, opener in places:
-        if is_here:
-            source = opener()
-            return Listed(name, year, row["domain"], source.kind, source.num_classes, how, opener)
-    how = "; or ".join(how for how, _, _ in places)
-    return Listed(name, year, row["domain"], row["kind"], row["num_classes"], how, None)
-
-
-def _places(name: str, row: dict, root: Path) -> list[tuple[str, bool, Callable[[], Source]]]:
-    """Where a data set may lie: what to say of the place, whether it is there, and how to open it."""
-    folder = root / "folders" / name
-    archive = folder.with_name(f"{name}.zip")
-    places = [
-        (f"{archive} (of `python -m tools.datasets`)", archive.is_file(), partial(ArchiveSource, archive)),
-        (f"images in {folder}/train/<class>", folder.is_dir(), partial(FolderSource, folder)),
-    ]
+    row, root = _tables()["datasets"][name], datasets_folder()
+    places = [ArchiveSource.at(root / "folders" / f"{name}.zip"), FolderSource.at(root / "folders" / name)]
     if "torchvision" in row:
-        known, below = row["torchvision"], root / "torchvision"
-        opener = partial(TorchvisionSource, known, below)
-        places.insert(0, (how_to_get(known, below), is_there(known, below), opener))
+        places.insert(0, TorchvisionSource.at(row["torchvision"], root / "torchvision"))
     if row["library"] == "nevis":
-        prepared = root / "nevis" / row["key"]
-        said = f"prepare {row['key']} with dm_nevis and put it at {prepared}"
-        places.insert(0, (said, prepared.is_dir(), partial(PreparedSource, prepared)))
-    return places
+        places.insert(0, PreparedSource.at(root / "nevis" / row["key"]))
+    described = {key: row[key] for key in ("domain", "kind", "num_classes")}
+    return Listed.at(places, name=name, year=year, **described)

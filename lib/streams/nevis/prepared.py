@@ -6,7 +6,6 @@ Written from the format alone: github.com/google-deepmind/dm_nevis, dm_nevis/dat
 import base64
 import builtins
 import collections
-import hashlib
 import io
 import pickle
 from collections.abc import Callable, Sequence
@@ -17,8 +16,9 @@ import numpy as np
 from PIL import Image
 
 from lib.common.errors import UserError
+from lib.streams.ingest import content_of
 from lib.streams.nevis.tfrecord import features, records
-from lib.streams.task import Example
+from lib.streams.task import Example, Place
 
 PARTS = {"train": "train", "dev": "dev", "dev_test": "dev-test", "test": "test"}  # and the folder of each
 IMAGE, LABEL, TAGS = "png_encoded_image", "label", "multi_label"
@@ -44,13 +44,18 @@ class PreparedSource:
         _, first = next(records(self._shards("train")[0]))
         self.kind = "multi-label" if TAGS in features(first) else "classification"
 
+    @classmethod
+    def at(cls, folder: Path) -> Place:
+        """The place of a prepared directory."""
+        how = f"prepare {folder.name} with dm_nevis and put it at {folder}"
+        return Place(how, folder.is_dir(), partial(cls, folder))
+
+    def classes(self) -> tuple[str, ...]:
+        return tuple(map(str, range(self.num_classes)))
+
     def content(self) -> str:
-        """A hash of the metadata and of the shards' names and sizes; their checksums are read with them."""
-        digest = hashlib.sha256((self.folder / "metadata").read_bytes())
-        for part in PARTS:
-            for file in self._shards(part):
-                digest.update(f"{part}/{file.name} {file.stat().st_size}\n".encode())
-        return digest.hexdigest()
+        shards = [file for part in PARTS for file in self._shards(part)]
+        return content_of([self.folder / "metadata", *shards], self.folder)
 
     def parts(self) -> dict[str, Sequence[Example]]:
         return {part: self._examples(part) for part in PARTS}

@@ -4,10 +4,10 @@ A record is the length of its data (uint64), a masked CRC-32C of these 8 bytes, 
 of the data, all little endian, as tensorflow/core/lib/io/record_writer.h describes.
 """
 
-import functools
-import importlib
 import struct
 from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,22 @@ from lib.common.errors import UserError
 
 # More in one record is a damaged length, not an image.
 LARGEST_RECORD = 1 << 30
+# tensorflow/core/example/{feature,example}.proto: message -> its fields, number by number: label, type, name.
+# A map is repeated entries and a oneof are optional fields: on the wire they are the same.
+MESSAGES = {
+    "BytesList": ["repeated bytes value"],
+    "FloatList": ["repeated float value"],
+    "Int64List": ["repeated int64 value"],
+    "Feature": ["optional BytesList bytes", "optional FloatList floats", "optional Int64List integers"],
+    "Entry": ["optional string key", "optional Feature value"],
+    "Features": ["repeated Entry entries"],
+    "Example": ["optional Features features"],
+}
 
 
 def masked_crc(data: bytes) -> int:
     """CRC-32C of `data`, rotated and shifted as TFRecord stores it."""
-    crc = _installed("google_crc32c").value(data)
+    crc = _package("google_crc32c").value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -53,11 +64,11 @@ def features(data: bytes) -> dict[str, list]:
     example = _example_class()()
     try:
         example.ParseFromString(data)
-    except _installed("google.protobuf.message").DecodeError as error:
+    except _package("google.protobuf.message").DecodeError as error:
         raise ValueError(f"is no tf.train.Example: {error}") from error
     return {
-        name: list(getattr(feature, kind).value) if (kind := feature.WhichOneof("kind")) else []
-        for name, feature in example.features.feature.items()
+        entry.key: list(entry.value.bytes.value or entry.value.floats.value or entry.value.integers.value)
+        for entry in example.features.entries
     }
 
 
@@ -65,53 +76,31 @@ def _broken(file: Path, place: int, what: str) -> UserError:
     return UserError(f"{file}: the record at byte {place} {what}: copy or prepare the file anew.")
 
 
-def _installed(module: str) -> Any:
-    """A module of the packages that only prepared directories need."""
+def _package(name: str) -> Any:
+    """A package that is needed only here. Raises UserError where it is not installed."""
     try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
+        return import_module(name)
+    except ImportError as error:
         raise UserError(
-            f"Directories prepared by the tools of Nevis'22 are read with {error.name}, which is not here: "
-            "install it with `make setup-nevis`, or `pip install '.[nevis]'`."
+            f"{error.name} is not installed: expected protobuf and google-crc32c, which read prepared "
+            "directories of Nevis'22. Get them with `make setup-nevis`, or `pip install '.[nevis]'`."
         ) from error
 
 
-@functools.cache
+@cache
 def _example_class() -> type:
-    """The message class of tensorflow/core/example/example.proto, declared here instead of compiled."""
-    names = "descriptor_pb2", "descriptor_pool", "message_factory"
-    descriptor_pb2, descriptor_pool, message_factory = (
-        _installed(f"google.protobuf.{name}") for name in names
-    )
-    proto = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tensorflow", syntax="proto3")
-    field = descriptor_pb2.FieldDescriptorProto
-
-    def message(name: str, parent: Any = proto.message_type) -> Any:
-        return parent.add(name=name)
-
-    def add(
-        owner: Any, name: str, number: int, kind: int, type_name: str = "", repeated: bool = False
-    ) -> Any:
-        label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-        added = owner.field.add(name=name, number=number, type=kind, label=label)
-        if type_name:
-            added.type_name = f".tensorflow.{type_name}"
-        return added
-
-    kinds = {"BytesList": field.TYPE_BYTES, "FloatList": field.TYPE_FLOAT, "Int64List": field.TYPE_INT64}
-    feature = message("Feature")
-    feature.oneof_decl.add(name="kind")
-    for number, (name, kind) in enumerate(kinds.items(), 1):
-        add(message(name), "value", 1, kind, repeated=True)
-        member = f"{name.removesuffix('List').lower()}_list"
-        add(feature, member, number, field.TYPE_MESSAGE, name).oneof_index = 0
-    all_features = message("Features")
-    entry = message("FeatureEntry", all_features.nested_type)
-    entry.options.map_entry = True
-    add(entry, "key", 1, field.TYPE_STRING)
-    add(entry, "value", 2, field.TYPE_MESSAGE, "Feature")
-    add(all_features, "feature", 1, field.TYPE_MESSAGE, "Features.FeatureEntry", repeated=True)
-    add(message("Example"), "features", 1, field.TYPE_MESSAGE, "Features")
-    pool = descriptor_pool.DescriptorPool()
+    descriptors = _package("google.protobuf.descriptor_pb2")
+    proto = descriptors.FileDescriptorProto(name="example.proto", syntax="proto3")
+    field = descriptors.FieldDescriptorProto
+    for message, fields in MESSAGES.items():
+        added = proto.message_type.add(name=message)
+        for number, (label, kind, name) in enumerate(map(str.split, fields), 1):
+            described = {"name": name, "number": number, "label": field.Label.Value(f"LABEL_{label.upper()}")}
+            if kind in MESSAGES:
+                added.field.add(**described, type=field.TYPE_MESSAGE, type_name=kind)
+            else:
+                added.field.add(**described, type=field.Type.Value(f"TYPE_{kind.upper()}"))
+    pool = _package("google.protobuf.descriptor_pool").DescriptorPool()
     pool.Add(proto)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tensorflow.Example"))
+    factory = _package("google.protobuf.message_factory")
+    return factory.GetMessageClass(pool.FindMessageTypeByName("Example"))

@@ -1,14 +1,14 @@
 """The pocket stream: small, real, openly licensed tasks that come with the repository.
 
 Each task is one Parquet file (image: lossless WebP; label: a class or a list of tags; split), described
-by an entry of cards.json. lib/streams/build_pocket.py makes them.
+by an entry of cards.json. tools/pocket makes them.
 """
 
 import hashlib
 import io
 import json
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -43,12 +43,11 @@ class PocketSource:
         self.file, self.card = file, card
         self.kind, self.num_classes = card["kind"], card["num_classes"]
 
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.card["classes"])
+
     def content(self) -> str:
         """The card's sha256, once the file is known to have it."""
-        return self._checked
-
-    @cached_property
-    def _checked(self) -> str:
         file, expected = self.file, self.card["sha256"]
         if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
             raise UserError(
@@ -59,15 +58,13 @@ class PocketSource:
 
     def parts(self) -> dict[str, Sequence[Example]]:
         table = pd.read_parquet(self.file)
-        single = self.kind == "classification"
         parts: dict[str, list[Example]] = {}
-        for row, (encoded, label, part) in enumerate(
-            zip(table["image"], table["label"], table["split"], strict=True)
-        ):
-            where, label = f"{self.file}, row {row}", int(label) if single else tuple(label.tolist())
-            parts.setdefault(part, []).append(Example(where, label, partial(_open, encoded)))
+        for row, encoded, label, part in table[["image", "label", "split"]].itertuples():
+            label = int(label) if self.kind == "classification" else tuple(label.tolist())
+            example = Example(f"{self.file}, row {row}", label, partial(_image, encoded))
+            parts.setdefault(part, []).append(example)
         return parts
 
 
-def _open(encoded: bytes) -> Image.Image:
+def _image(encoded: bytes) -> Image.Image:
     return Image.open(io.BytesIO(encoded))
