@@ -24,7 +24,7 @@ from lib.pruning.sites import GRANULARITIES
 from lib.runs.run import run_stream
 from lib.runs.spec import RunSpec
 from lib.streams import list_tasks
-from lib.streams.load import mixed_images
+from measured import mixed_images
 
 BACKBONES = ["resnet26_64", "resnet18half_64", "efficientnet_lite0"]  # they have a learning-rate rule
 BUDGETS = [0.125, 0.25, 0.5, 1.0, 2.0]

@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Iterable
 
 import pandas as pd
+import torch
+from torch import Tensor
 
 from lib.learning.speed import images_per_second
 from lib.learning.training import TaskNetwork
@@ -12,7 +14,15 @@ from lib.networks.macs import forward_macs, training_macs
 from lib.networks.measure import fidelity, measure_latency
 from lib.pruning import plan_pruning
 from lib.runs.spec import RunSpec
-from lib.streams.load import mixed_images
+from lib.streams import load_stream
+
+
+def mixed_images(count: int, image_size: int = 64) -> Tensor:
+    """Training images of the pocket stream, as many of each task, in turn: uint8 (count, H, W, 3)."""
+    tasks = load_stream("pocket").tasks
+    each = -(-count // len(tasks))
+    parts = [task.read(image_size).train.first(each).images for task in tasks]
+    return torch.stack([images[place] for place in range(each) for images in parts])[:count]
 
 
 def fidelity_table(

@@ -6,7 +6,7 @@ from helpers import plain_plan
 
 from lib.networks.backbone import load_backbone, normalised
 from lib.networks.measure import fidelity
-from lib.streams.load import mixed_images
+from measured import mixed_images
 
 
 def mixed(network, count):

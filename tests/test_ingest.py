@@ -1,5 +1,6 @@
 """Ingesting: any image becomes the same RGB once, and what is on disk is whole or not there."""
 
+import hashlib
 import io
 import json
 import multiprocessing
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 
 from lib.common.errors import UserError
-from lib.streams import TaskData, ingest, load_stream
+from lib.streams import TaskData, cuts, ingest, load_stream
 from lib.streams.images import UnreadableImage, decode
 from lib.streams.ingest import task_from
 from lib.streams.task import Example
@@ -176,6 +177,18 @@ def test_a_corrupt_entry_is_made_anew(cache, damage):
     ingest._opened.cache_clear()
     source = Pictures()
     assert torch.equal(read(source).train.images, expected) and source.opened == 60
+
+
+def test_the_decoder_s_number_stands_for_what_it_makes():
+    """Where this fails, a pixel, a label or a part became another: raise DECODER, and all is read anew."""
+    digest = hashlib.sha256(str(ingest.DECODER).encode())
+    for kind in sorted(KINDS.keys() - {"cmyk"}):  # lossy: other versions of its decoder may differ by one
+        digest.update(decode(opened(KINDS[kind]), 48).tobytes())
+    sizes = cuts.SHARES[()]
+    for cut in (cuts.by_count, cuts.by_lot):
+        for part, places in cut(range(40), sizes).items():
+            digest.update(f"{part} {places.tolist()}".encode())
+    assert digest.hexdigest()[:16] == "5db16b82e27d160f"
 
 
 def test_few_unreadable_images_are_left_out_and_named(cache):

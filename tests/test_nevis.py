@@ -26,7 +26,7 @@ from lib.runs.spec import RunSpec
 from lib.streams import list_tasks, load_stream, nevis
 from lib.streams.cuts import by_count, by_last_of_class, by_lot
 from lib.streams.nevis.prepared import PreparedSource
-from lib.streams.nevis.tfrecord import features, masked_crc, records
+from lib.streams.nevis.tfrecord import _example_class, features, masked_crc, records
 from lib.streams.torchvision_sets import LOADERS, TorchvisionSource, how_to_get
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
@@ -305,6 +305,15 @@ def test_a_prepared_directory_fills_its_place_in_the_benchmark(tmp_path):
     assert [len(part) for part in vars(stream.tasks[0].read(32)).values()] == [8, 4, 6]
     source = PreparedSource(tmp_path / "datasets" / "nevis" / "melanoma")
     assert sizes(source.parts()) == {"train": 8, "dev": 4, "dev_test": 2, "test": 6}
+
+
+@pytest.mark.parametrize("package", ["google_crc32c", "google.protobuf.descriptor_pb2"])
+def test_a_missing_package_is_one_sentence(tmp_path, monkeypatch, package):
+    prepare(tmp_path / "mine")
+    _example_class.cache_clear()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"{package} is not installed: .*pip install '.\[nevis\]'"):
+        load_stream(stream_of(tmp_path, "nevis:mine"))
 
 
 def test_labels_of_biwi_are_mended(tmp_path):

@@ -1,6 +1,8 @@
 """Anyone's own tasks: folders of images and the files that list them."""
 
 import io
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image
 from lib.common.errors import UserError
 from lib.runs.run import run_stream
 from lib.runs.spec import RunSpec
-from lib.streams import list_tasks, load_stream
+from lib.streams import ingest, list_tasks, load_stream
 from lib.streams.folder import FolderSource
 from lib.streams.pocket import POCKET
 
@@ -82,6 +84,42 @@ def test_the_cut_is_the_same_again_and_content_sees_changes(tmp_path):
     assert before == again.content()
     Image.new("RGB", (9, 9)).save(folder / "train" / CLASSES[0] / "3.png")
     assert FolderSource(folder).content() != before
+
+
+def test_content_follows_the_bytes_and_no_time_or_place(tmp_path):
+    folder = fill(tmp_path / "fruit", {"train": 3, "test": 2})
+    before = FolderSource(folder).content()
+    copy = shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    assert FolderSource(copy).content() == before
+    for file in copy.rglob("*.png"):
+        os.utime(file, (1, 1))
+    assert FolderSource(copy).content() == before
+    assert FolderSource(folder.rename(tmp_path / "moved")).content() == before
+    (file, other) = sorted(copy.rglob("*.png"))[:2]
+    file.write_bytes(file.read_bytes()[:-1] + b"x")  # the same size
+    os.utime(file, (1, 1))
+    changed = FolderSource(copy).content()
+    assert changed != before
+    other.rename(other.with_name("renamed.png"))
+    assert FolderSource(copy).content() not in (changed, before)
+    (copy / "test" / CLASSES[0]).joinpath("0.png").rename(copy / "train" / CLASSES[0] / "new.png")
+    assert FolderSource(copy).content() not in (changed, before)
+
+
+def test_a_file_that_did_not_change_is_hashed_once(tmp_path, monkeypatch):
+    folder = fill(tmp_path / "fruit", {"train": 3})
+    hashed = []
+    monkeypatch.setattr(ingest, "_digest", lambda file: hashed.append(file) or "0")
+    monkeypatch.setattr(ingest, "SETTLED", -1)
+    content = FolderSource(folder).content()
+    assert FolderSource(folder).content() == content and len(hashed) == 6
+    os.utime(hashed[0])
+    assert FolderSource(folder).content() == content and len(hashed) == 7
+    monkeypatch.setattr(ingest, "SETTLED", 10**12)  # what has just been written may be written again
+    os.utime(hashed[0])
+    for _ in range(2):
+        assert FolderSource(folder).content() == content
+    assert len(hashed) == 7 + 1 + 6
 
 
 def test_a_folder_runs_from_its_stream_file_to_records(tmp_path):

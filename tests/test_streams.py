@@ -165,6 +165,28 @@ def test_content_is_stable_and_sees_data_and_order():
     assert Stream("renamed", stream.tasks).content == stream.content
 
 
+def test_first_images_and_chosen_tasks():
+    stream = load_stream("pocket")
+    tags, classes = stream.only(["clipart_tags", "mnist"]).tasks[::-1]
+    assert [task.name for task in stream.only(["clipart_tags", "mnist"]).tasks] == ["mnist", "clipart_tags"]
+    assert tags.read(64).dev.is_multilabel and not classes.read(64).dev.is_multilabel
+    assert stream.only(None) == stream and stream.only([]).tasks == ()
+    whole = classes.read(64)
+    assert [len(part) for part in vars(whole.first(5, 3)).values()] == [5, 3, 3]
+    assert [len(part) for part in vars(whole.first(None, 10**6)).values()] == [700, 200, 300]
+    assert torch.equal(whole.train.first(5).images, whole.train.images[:5])
+    with pytest.raises(
+        UserError, match=r"tasks=\['river'\] are not in the stream 'pocket': expected some of"
+    ):
+        stream.only(["mnist", "river"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_classes_have_the_card_s_names(name):
+    (task,) = load_stream("pocket").only([name]).tasks
+    assert task.classes == tuple(CARDS[name]["classes"]) and len(task.classes) == task.num_classes
+
+
 @pytest.fixture
 def copy(tmp_path, monkeypatch) -> Path:
     """A pocket stream of one task that may be damaged."""

@@ -146,7 +146,7 @@ class Listed:
 
     @classmethod
     def at(cls, places: Sequence[Place], name: str, year: int, domain: str, **otherwise: Any) -> "Listed":
-        """The task at the first of `places` that is there, by what its source says; `otherwise` if at none."""
+        """The task at the first of `places` that is there, as its source says; `otherwise` if at none."""
         for place in places:
             if place.is_there:
                 source = place.open()
