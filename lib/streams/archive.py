@@ -5,7 +5,7 @@ import io
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class ArchiveSource:
         listed = sorted(f"{entry.filename} {entry.file_size} {entry.CRC}\n" for entry in self.entries)
         return hashlib.sha256("".join(listed).encode()).hexdigest()
 
-    def parts(self) -> dict[str, Sequence[Example]]:
+    def parts(self) -> Mapping[str, Sequence[Example]]:
         numbers = {name: number for number, name in enumerate(self.names)}
         parts: dict[str, list[Example]] = {}
         for entry in self.entries:

@@ -1,6 +1,6 @@
 """A task from a folder of images: train/<class>/*, and dev/ and test/ likewise where they are there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -55,14 +55,14 @@ class FolderSource:
         files = [file for part in ("train", *self.given) for file in _files(self.folder / part)]
         return content_of(files, self.folder)
 
-    def parts(self) -> dict[str, Sequence[Example]]:
+    def parts(self) -> Mapping[str, Sequence[Example]]:
         parts: dict[str, list[Example]] = {part: self._examples(part) for part in self.given}
         shares = CUTS[self.given]
         parts |= {part: [] for part in shares}
         rng = np.random.default_rng(0)
         of_class: dict[int, list[Example]] = {}
         for example in self._examples("train"):
-            of_class.setdefault(example.label, []).append(example)
+            of_class.setdefault(example.labels[0], []).append(example)
         for examples in of_class.values():
             order = rng.permutation(len(examples))
             ends = (np.cumsum(list(shares.values())) * len(examples)).round().astype(int)

@@ -96,8 +96,8 @@ def _opened(folder: Path) -> TaskData:
 
 
 def _ingest(source: Source, name: str, image_size: int, folder: Path) -> None:
-    parts = source.parts()
-    parts = {part: parts.get(part, ()) for part in PARTS}
+    found = source.parts()
+    parts = {part: found.get(part, ()) for part in PARTS}
     _check_classes(name, source, parts)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     unreadable: list[str] = []
@@ -151,7 +151,7 @@ def _labels(examples: list[Example], source: Source) -> np.ndarray:
         return np.array([example.label for example in examples], np.int64)
     tags = np.zeros((len(examples), source.num_classes), np.float32)
     for row, example in zip(tags, examples, strict=True):
-        row[list(example.label)] = 1
+        row[list(example.labels)] = 1
     return tags
 
 
@@ -160,8 +160,7 @@ def _check_classes(name: str, source: Source, parts: dict[str, Sequence[Example]
         raise UserError(
             f"The task {name!r} has {source.num_classes} class: expected two or more to tell apart."
         )
-    single = source.kind == "classification"
-    seen = {label for example in parts["train"] for label in ([example.label] if single else example.label)}
+    seen = {label for example in parts["train"] for label in example.labels}
     missing = sorted(set(range(source.num_classes)) - seen)
     if missing and source.every_class_trains:
         raise UserError(

@@ -105,7 +105,5 @@ def _listed(entry: _TaskEntry, file: Path) -> Listed:
         raise UserError(
             f"{file}: source {entry.source!r} is unknown: expected one of {', '.join(SOURCES)}, then a colon."
         )
-    described = {"name": entry.name, "year": entry.year, "domain": entry.domain}
-    return Listed.at(
-        [SOURCES[kind](place, file.parent)], **described, kind="classification", num_classes=None
-    )
+    places, absent = [SOURCES[kind](place, file.parent)], {"kind": "classification", "num_classes": None}
+    return Listed.at(places, entry.name, entry.year, entry.domain, **absent)

@@ -6,7 +6,7 @@ The parts are cut as Nevis'22 cuts the same data sets, or ones that come with th
 import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,13 +21,15 @@ from lib.streams import cuts
 from lib.streams.ingest import content_of
 from lib.streams.task import Example, Place
 
+Cut = Callable[[Sequence, dict[str, float]], dict[str, np.ndarray]]
+
 
 def _voc_tags(data: Any) -> list[tuple[int, ...]]:
     numbers = {name: number for number, name in enumerate(LOADERS["VOC2007"].names)}
 
     def tags(file: str) -> tuple[int, ...]:
-        names = {found.text for found in ElementTree.parse(file).iterfind("object/name")}
-        return tuple(sorted(numbers[name] for name in names))
+        found = ElementTree.parse(file).iterfind("object/name")
+        return tuple(sorted({numbers[name.text or ""] for name in found}))
 
     return [tags(file) for file in data.annotations]
 
@@ -54,7 +56,7 @@ def _splits(argument: str, **parts: Any) -> dict[str, dict[str, Any]]:
 
 
 # What Loader.parts may say: the parts that come with the data set, and the loader's arguments for each.
-PARTS = {
+PARTS: dict[str, dict[str, dict[str, Any]]] = {
     "all": {"train": {}},
     "train= test=": _splits("train", train=True, test=False),
     "train test": _splits("split", train="train", test="test"),
@@ -150,8 +152,9 @@ class TorchvisionSource:
         found = (file for pattern in self.row.files.split() for file in self.root.glob(pattern))
         return f"{self.name} {content_of(filter(Path.is_file, found), self.root)}"
 
-    def parts(self) -> dict[str, Sequence[Example]]:
-        cut, parts = getattr(cuts, self.row.cut), {}
+    def parts(self) -> Mapping[str, Sequence[Example]]:
+        cut: Cut = getattr(cuts, self.row.cut)
+        parts: dict[str, Sequence[Example]] = {}
         for part in PARTS[self.row.parts]:
             data = self._open(part)
             labels = self.row.labels_of(data)

@@ -111,5 +111,4 @@ def _listed(event: Event) -> Listed:
         places.insert(0, TorchvisionSource.at(row["torchvision"], root / "torchvision"))
     if row["library"] == "nevis":
         places.insert(0, PreparedSource.at(root / "nevis" / row["key"]))
-    described = {key: row[key] for key in ("domain", "kind", "num_classes")}
-    return Listed.at(places, name=name, year=year, **described)
+    return Listed.at(places, name, year, row["domain"], kind=row["kind"], num_classes=row["num_classes"])

@@ -8,7 +8,7 @@ import builtins
 import collections
 import io
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class PreparedSource:
         shards = [file for part in PARTS for file in self._shards(part)]
         return content_of([self.folder / "metadata", *shards], self.folder)
 
-    def parts(self) -> dict[str, Sequence[Example]]:
+    def parts(self) -> Mapping[str, Sequence[Example]]:
         return {part: self._examples(part) for part in PARTS}
 
     def _examples(self, part: str) -> list[Example]:
@@ -134,10 +134,10 @@ def _num_classes(metadata: Path) -> int:
 class _Inert:
     """Stands for any object of the metadata: takes whatever the pickle says and does nothing with it."""
 
-    def __init__(self, *_, **__):
+    def __init__(self, *_: object, **__: object):
         pass
 
-    def __call__(self, *_, **__) -> "_Inert":
+    def __call__(self, *_: object, **__: object) -> "_Inert":
         return _Inert()
 
     def __setstate__(self, state: object) -> None:
@@ -145,7 +145,7 @@ class _Inert:
         fields = state if isinstance(state, dict) else {}
         self.__dict__.update({name: value for name, value in fields.items() if isinstance(name, str)})
 
-    def __setitem__(self, *_) -> None:
+    def __setitem__(self, *_: object) -> None:
         pass
 
     append = add = __call__

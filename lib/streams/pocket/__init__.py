@@ -7,7 +7,7 @@ by an entry of cards.json. tools/pocket makes them.
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +30,8 @@ def pocket(*arguments: str) -> list[Listed]:
 
 def _listed(card: dict) -> Listed:
     file = POCKET / f"{card['name']}.parquet"
-    described = (card[key] for key in ("name", "year", "domain", "kind", "num_classes"))
-    return Listed(*described, how=f"lib/streams/pocket/{file.name}", open=partial(PocketSource, file, card))
+    described = {key: card[key] for key in ("name", "year", "domain", "kind", "num_classes")}
+    return Listed(**described, how=f"lib/streams/pocket/{file.name}", open=partial(PocketSource, file, card))
 
 
 class PocketSource:
@@ -56,7 +56,7 @@ class PocketSource:
             )
         return expected
 
-    def parts(self) -> dict[str, Sequence[Example]]:
+    def parts(self) -> Mapping[str, Sequence[Example]]:
         table = pd.read_parquet(self.file)
         parts: dict[str, list[Example]] = {}
         for row, encoded, label, part in table[["image", "label", "split"]].itertuples():
