@@ -52,8 +52,8 @@ def imported(folder: str) -> dict[str, str]:
             code = file.read_text(encoding="utf-8")
         elif file.suffix == ".ipynb" and not file.name.startswith("."):
             cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
-            lines = (line for cell in cells if cell["cell_type"] == "code" for line in cell["source"])
-            code = "\n".join(line.rstrip("\n") for line in lines if not line.startswith(("%", "!")))
+            code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+            code = re.sub(r"(?m)^[%!].*$", "", code)
         else:
             continue
         for node in ast.walk(ast.parse(code)):
@@ -70,7 +70,7 @@ def test_what_is_imported_is_listed_as_used(folder):
     direct, _ = requirements()
     listed = direct.keys() | {name for extra in FOLDERS[folder] for name in pins(EXTRAS[extra])}
     here = {**packages_distributions(), "google": ["protobuf"], "google_crc32c": ["google-crc32c"]}
-    named = {"dask_jobqueue": "dask-jobqueue", "torch_pruning": "torch-pruning"}  # perhaps not installed here
+    named = {"dask_jobqueue": "dask-jobqueue", "torch_pruning": "torch-pruning", "libarchive": "libarchive-c"}
     for name, file in imported(folder).items():
         owners = {re.sub(r"[-_.]+", "-", owner).lower() for owner in here.get(name, [named.get(name, name)])}
         assert owners & listed, f"{file} imports {name}, which is no direct requirement"
