@@ -42,7 +42,7 @@ export PYTHONUTF8 := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup figures rerun runs $(EXTRAS:%=setup-%) test test-slow test-all notebooks pretrain numbers verify paper arxiv benchmark tune tasks lab html lint format clean _drawn _measured _arms
+.PHONY: help setup figures rerun runs $(EXTRAS:%=setup-%) test test-slow test-sweep test-all notebooks pretrain numbers verify paper arxiv benchmark tune tasks lab html lint format clean _drawn _measured _arms
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -92,13 +92,16 @@ runs: setup-cluster ## run the arms of PROFILE on CLUSTER: local, a scheduler's 
 	@$(PY) -m tools.cluster "$(PROFILE)" "$(or $(CLUSTER),local)" "$(or $(WORKERS),2)"
 
 test: setup-test ## the fast tests, and nbval on the notebooks
-	$(PY) -m pytest -m "not slow" -n $(JOBS) --dist loadscope
+	$(PY) -m pytest -m "not slow and not sweep" -n $(JOBS) --dist loadscope
 	$(PY) -m pytest --nbval $(CHECKED) -p no:cacheprovider -n $(JOBS) --dist loadfile
 
 test-slow: setup-test ## the slow tests, which run the whole system
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -m "slow and not sweep" -n $(JOBS) --dist loadfile
 
-test-all: test test-slow ## all tests
+test-sweep: setup-test ## every network of the declared families, pruned in every way
+	$(PY) -m pytest -m sweep -n $(JOBS)
+
+test-all: test test-slow test-sweep ## all tests
 
 notebooks: setup ## execute the notebooks in place, so that they carry their outputs
 	$(PY) -m jupyter nbconvert --execute --inplace --log-level WARN \

@@ -63,7 +63,7 @@ BLOCKS = {
     "EncoderBlock",
     "Block",
 }
-OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name not in EVERY_BLOCK]
+OTHERS = [pytest.param(name, marks=pytest.mark.sweep) for name in FAMILIES if name not in EVERY_BLOCK]
 
 
 @pytest.fixture(scope="module", params=[*EVERY_BLOCK, *OTHERS])
