@@ -186,5 +186,5 @@ _drawn: $(DRAWN:%=figures/$(PROFILE)/%.pdf)
 
 _measured: $(MEASURED:%=figures/$(PROFILE)/%.pdf)
 
-figures/$(PROFILE)/%.pdf: $(STAMPS)/notebooks/% $(STAMPS)/drawing $(STAMPS)/draw.json $(STAMPS)/records
+figures/$(PROFILE)/%.pdf: $(STAMPS)/notebooks/% $(STAMPS)/drawing/% $(STAMPS)/draw.json $(STAMPS)/records
 	@$(PY) -m tools.execute notebooks/$*.ipynb $(BUILD)/notebooks/$*.ipynb $(STAMPS)/draw.json

@@ -19,6 +19,7 @@ from torch import nn
 from lib.common.errors import UserError, choose
 from lib.common.paths import FIGURES, ROOT
 from lib.evidence import adviser, scaling
+<<<<<<< HEAD
 from lib.evidence.records import (
     GAINS,
     RESAMPLES,
@@ -30,6 +31,10 @@ from lib.evidence.records import (
     points_gained,
     seeds_in_common,
 )
+=======
+from lib.evidence import records as analysis
+from lib.learning.engine import Engine
+>>>>>>> b9c228e (Give every learner one job and one engine; keep a run by what changes its numbers; derive what a training and a figure depend on)
 from lib.learning.ledger import Ledger
 from lib.learning.training import Recipe, TaskNetwork, fine_tune
 from lib.networks.backbone import load_backbone
@@ -237,5 +242,5 @@ def ledger_difference(backbone: str, images: int) -> Estimate:
     each = training_macs(network, 64)
     split = Split(torch.zeros(64, 64, 64, 3, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64))
     ledger = Ledger(math.ceil(images * each))
-    fine_tune(network, split, ledger, Recipe(1e-4), "fp32", seed=0)
+    fine_tune(network, split, ledger, Recipe(1e-4), Engine(), seed=0)
     return _exactly(ledger.total / (sum(seen) * each) - 1)

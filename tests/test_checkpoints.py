@@ -7,15 +7,18 @@ from test_runs import PRUNED, TASKS, assert_same_records
 from torch import nn
 
 from lib.learning import state as checkpoints_module
+from lib.learning.engine import Engine, Precision
 from lib.learning.ledger import Ledger
 from lib.learning.state import Checkpoints
 from lib.learning.training import Recipe, TaskNetwork, fine_tune
 from lib.networks.backbone import Backbone, load_backbone
 from lib.networks.macs import training_macs
-from lib.runs.run import run_stream, saved_predictions
+from lib.runs.run import run_stream
 from lib.runs.spec import RunSpec
+from lib.runs.store import saved_predictions
 from lib.streams import Split, TaskData
 
+HALF = Engine(Precision.named("bf16"))
 BUDGETS = [0.125, 0.25, 0.5, 1.0, 2.0, 4.0]
 SHARING = PRUNED | {"backbone": "resnet18half_64", "tasks": TASKS, "budgets": BUDGETS}
 
@@ -44,7 +47,7 @@ def trained(
     outputs = 10 if train.labels.ndim == 1 else train.labels.shape[1]
     network = TaskNetwork(start, outputs)
     ledger = Ledger(images * training_macs(network, 64))
-    fine_tune(network, train, ledger, Recipe(0.003, **recipe), "bf16", 5, checkpoints=checkpoints)
+    fine_tune(network, train, ledger, Recipe(0.003, **recipe), HALF, seed=5, checkpoints=checkpoints)
     assert ledger.total == ledger.limit, "the whole of it is charged, however much was there already"
     return state_of(network)
 

@@ -16,7 +16,9 @@ from helpers import Counter, few_images
 from sklearn.linear_model import Ridge, RidgeCV
 from test_runs import ONE_TASK, PRUNED, TASKS, assert_same_records, killed_run, start_run
 
-from lib.learning.learners import LEARNERS, PRETRAINED, Assignment, Learnt, neighbours_error
+from lib.learning.engine import Engine
+from lib.learning.job import Job
+from lib.learning.learners import LEARNERS, PRETRAINED, Learnt, neighbours_error
 from lib.learning.ledger import Ledger
 from lib.learning.probe import STRENGTHS, affordable_probe, probe_macs, ridge_head, stratified
 from lib.learning.search import SPACE, search
@@ -26,9 +28,7 @@ from lib.networks.backbone import Backbone, load_backbone
 from lib.networks.macs import forward_macs, training_macs
 from lib.runs.run import CHARGED, run_stream
 from lib.runs.spec import RunSpec
-from lib.streams import Split, TaskData
-
-NEW = {"trials": 1, "precision": "fp32", "seed": 3, "device": "cpu"}
+from lib.streams import Split, Task, TaskData
 
 
 @pytest.fixture(scope="module")
@@ -43,21 +43,31 @@ def clothes() -> TaskData:
 
 @pytest.fixture(scope="module")
 def features(small, clothes) -> torch.Tensor:
-    return representation(small, clothes.train, "fp32")
+    return representation(small, clothes.train, Engine())
 
 
 def rule(probed: bool = False) -> Recipe:
     return Recipe(1e-5 if probed else 3e-3, frozen_norms=probed)
 
 
-def assignment(
-    start: Backbone, data: TaskData, limit: int, memory: Memory | None = None, **changes
-) -> Assignment:
-    memory = memory or Memory(Path("nowhere"), 1.0, 0, start)
-    fields = {"event": 0, "num_classes": 10, "rule": rule, **NEW} | changes
-    checkpoints = Checkpoints(memory.folder / "trainings")
-    return Assignment(
-        start=start, memory=memory, data=data, ledger=Ledger(limit), checkpoints=checkpoints, **fields
+def job_of(
+    start: Backbone, data: TaskData, limit: int, memory: Memory | None = None, rule=rule, event=0, trials=1
+) -> Job:
+    """A job of ten classes under a rule of its own for the recipe."""
+    memory = memory or Memory(Path("nowhere"), 0, start)
+    ruled = type("RuledJob", (Job,), {"recipe": staticmethod(rule)})
+    return ruled(
+        spec=RunSpec(backbone="resnet18half_64", ratio=0, budgets=[1], trials=trials, seed=3),
+        event=event,
+        task=Task("clothes", 2017, "objects", "classification", 10, "", lambda size: data),
+        data=data,
+        start=start,
+        calibration_macs=0,
+        budget=1.0,
+        ledger=Ledger(limit),
+        memory=memory,
+        checkpoints=Checkpoints(memory.folder / "trainings"),
+        engine=Engine(),
     )
 
 
@@ -113,7 +123,7 @@ def test_a_probe_costs_its_images_and_the_largest_that_fits_is_taken(small, clot
     sizes = each, small.feature_dim, 10
     for limit in (0, each, 20 * each, 77 * each, 1000 * each):
         counter = Counter(monkeypatch)
-        task = assignment(small, clothes, limit)
+        task = job_of(small, clothes, limit)
         learnt = LEARNERS["probe"].learn(task)
         monkeypatch.undo()
         images = affordable_probe(*sizes, 160, limit)
@@ -123,7 +133,7 @@ def test_a_probe_costs_its_images_and_the_largest_that_fits_is_taken(small, clot
         if 0 < images < 160:
             assert probe_macs(*sizes, images + 1) > limit
     assert images == 160
-    error = error_of(predict(learnt.network, clothes.test, "fp32"), clothes.test.labels.numpy())
+    error = error_of(predict(learnt.network, clothes.test, Engine()), clothes.test.labels.numpy())
     assert error < 0.45  # guessing: 0.9
     for name, weight in learnt.network.body.state_dict().items():
         assert torch.equal(weight, small.body.state_dict()[name])
@@ -163,12 +173,14 @@ def test_neighbours_are_those_of_a_plain_loop(features, clothes):
 
 @pytest.fixture
 def memory(small, folder) -> Memory:
-    return Memory(folder, 1.0, 7, small)
+    return Memory(folder, 7, small)
 
 
 def trained(start: Backbone, data: TaskData, rate: float = 3e-3, images: int = 640) -> TaskNetwork:
     network = TaskNetwork(start, 10)
-    fine_tune(network, data.train, Ledger(images * training_macs(network, 64)), Recipe(rate), "fp32", seed=0)
+    fine_tune(
+        network, data.train, Ledger(images * training_macs(network, 64)), Recipe(rate), Engine(), seed=0
+    )
     return network
 
 
@@ -186,9 +198,9 @@ def test_dynamic_takes_the_network_that_fits_the_task(small, clothes, memory, mo
     monkeypatch.setattr(Memory, "network_of", lambda self, e: loads.append(e) or network_of(self, e))
     counter = Counter(monkeypatch)
     macs = 800 * training_macs(TaskNetwork(small, 10), 64)
-    task = assignment(small, clothes, macs, memory, event=12)
+    task = job_of(small, clothes, macs, memory, event=12)
     learnt = LEARNERS["dynamic"].learn(task)
-    assert learnt.started_from == 7 and loads == [11, 10, 9, 8, 7, 6, 5]
+    assert learnt.started_from == 7 and loads == [11, 10, 9, 8, 7, 6, 5, 7]
     assert counter.seen == 8 * 64
     compared = task.ledger.spent["comparison"]
     assert 8 * 64 * forward_macs(small, 64) <= compared <= macs / 4
@@ -196,8 +208,7 @@ def test_dynamic_takes_the_network_that_fits_the_task(small, clothes, memory, mo
     for event in range(12, 15):
         memory.keep(event, spoilt.body)
     assert (
-        LEARNERS["dynamic"].learn(assignment(small, clothes, macs, memory, event=15)).started_from
-        == PRETRAINED
+        LEARNERS["dynamic"].learn(job_of(small, clothes, macs, memory, event=15)).started_from == PRETRAINED
     )
 
 
@@ -206,7 +217,7 @@ def test_the_comparison_takes_a_quarter_of_the_budget_at_most(small, clothes, me
     for event in range(7):
         memory.keep(event, TaskNetwork(small, 10).body)
     macs = images * training_macs(TaskNetwork(small, 10), 64)
-    task = assignment(small, clothes, macs, memory, event=7)
+    task = job_of(small, clothes, macs, memory, event=7)
     learnt = LEARNERS["dynamic"].learn(task)
     assert task.ledger.spent.get("comparison", 0) <= macs / 4 and task.ledger.total <= macs
     assert learnt.steps > 0 and (images < 400 or task.ledger.spent["comparison"] > 0)
@@ -214,51 +225,47 @@ def test_the_comparison_takes_a_quarter_of_the_budget_at_most(small, clothes, me
 
 
 def test_memory_keeps_what_the_next_event_and_a_repeated_one_need(small, folder):
-    memory = Memory(folder, 0.5, 2, small)
+    memory = Memory(folder, 2, small)
     network = TaskNetwork(small, 10)
     for event in range(5):
         with torch.no_grad():
             network.body.state_dict()["conv1.weight"].fill_(event)
         memory.keep(event, network.body)
     assert list(memory.events_before(5)) == [4, 3] and list(memory.events_before(4)) == [3, 2]
-    assert sorted(file.name for file in folder.iterdir()) == [
-        f"{event}-0.5.safetensors" for event in (2, 3, 4)
-    ]
+    assert sorted(file.name for file in folder.iterdir()) == [f"{event}.safetensors" for event in (2, 3, 4)]
     assert (memory.network_of(3).body.conv1.weight == 3).all()
-    assert list(Memory(folder, 0.5, 2, small).events_before(1)) == [0]
-    nothing = Memory(folder / "none", 0.5, 0, small)
+    assert list(Memory(folder, 2, small).events_before(1)) == [0]
+    nothing = Memory(folder / "none", 0, small)
     nothing.keep(0, network.body)
     assert not (folder / "none").exists() and list(nothing.events_before(3)) == []
 
 
 def test_previous_goes_on_from_the_last_body(small, clothes, memory):
-    first = LEARNERS["previous"].learn(assignment(small, clothes, 10**11, memory))
+    first = LEARNERS["previous"].learn(job_of(small, clothes, 10**11, memory))
     assert first.started_from == PRETRAINED
     memory.keep(0, first.network.body)
-    task = assignment(small, clothes, 10**10, memory, event=1, seed=9)
+    task = job_of(small, clothes, 10**10, memory, event=1)
     second = LEARNERS["previous"].learn(task)
     assert second.started_from == 0
     start = copy.deepcopy(small)
     start.body.load_state_dict(first.network.body.state_dict())
     expected = TaskNetwork(start, 10)
-    fine_tune(expected, clothes.train, Ledger(10**10), rule(), "fp32", seed=9)
+    fine_tune(expected, clothes.train, Ledger(10**10), rule(), Engine(), seed=task.seed)
     for name, weight in expected.state_dict().items():
         assert torch.equal(weight, second.network.state_dict()[name])
 
 
 def test_probe_finetune_starts_from_the_probe_s_head(small, clothes, monkeypatch):
     limit = 200 * training_macs(TaskNetwork(small, 10), 64)
-    task = assignment(
-        small, clothes, limit, rule=lambda probed=False: replace(rule(probed), learning_rate=1e-12)
-    )
+    task = job_of(small, clothes, limit, rule=lambda probed=False: replace(rule(probed), learning_rate=1e-12))
     learnt = LEARNERS["probe_finetune"].learn(task)
-    probe = LEARNERS["probe"].learn(assignment(small, clothes, limit // 2))
+    probe = LEARNERS["probe"].learn(job_of(small, clothes, limit // 2))
     assert learnt.steps > 0 and learnt.recipe.frozen_norms
-    found, expected = (predict(one.network, clothes.test, "fp32") for one in (learnt, probe))
+    found, expected = (predict(one.network, clothes.test, Engine()) for one in (learnt, probe))
     np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
     assert task.ledger.spent["probe"] <= limit // 2 and task.ledger.total >= 0.98 * limit
     # Where not even a probe fits, the head is new and so is the rule.
-    tiny = assignment(small, clothes, 3 * training_macs(TaskNetwork(small, 10), 64) // 2)
+    tiny = job_of(small, clothes, 3 * training_macs(TaskNetwork(small, 10), 64) // 2)
     assert LEARNERS["probe_finetune"].learn(tiny).steps == 0 or "probe" in tiny.ledger.spent
 
 
@@ -271,8 +278,9 @@ def test_a_search_is_charged_and_leaves_half_of_the_budget(small, clothes, monke
     network = TaskNetwork(small, 10)
     each, forward = training_macs(network, 64), forward_macs(network, 64)
     counter = Counter(monkeypatch)
-    ledger = Ledger(images * each)
-    recipe, note = search(network, clothes, ledger, rule(), trials, "fp32", 0, "cpu")
+    job = job_of(small, clothes, images * each, trials=trials)
+    ledger = job.ledger
+    recipe, note = search(network, job, rule())
     assert note == ""
     assert ledger.total == counter.trained * each + counter.seen * forward <= ledger.limit / 2
     if images == 30:
@@ -288,11 +296,11 @@ def test_a_search_finds_better_than_a_bad_rule_and_repeats_itself(small, clothes
     def learn(trials: int) -> Learnt:
         limit = 1600 * training_macs(TaskNetwork(small, 10), 64)
         return LEARNERS["independent"].learn(
-            assignment(small, clothes, limit, trials=trials, rule=lambda: Recipe(1e6))
+            job_of(small, clothes, limit, trials=trials, rule=lambda: Recipe(1e6))
         )
 
     def error(learnt: Learnt) -> float:
-        return error_of(predict(learnt.network, clothes.test, "fp32"), clothes.test.labels.numpy())
+        return error_of(predict(learnt.network, clothes.test, Engine()), clothes.test.labels.numpy())
 
     ruled, searched, again = learn(1), learn(8), learn(8)
     assert ruled.recipe.learning_rate == 1e6 and searched.recipe == again.recipe
@@ -303,12 +311,12 @@ def test_a_search_finds_better_than_a_bad_rule_and_repeats_itself(small, clothes
 def test_a_trial_that_diverges_is_over_and_noted_and_the_search_goes_on(small, clothes, monkeypatch):
     monkeypatch.setitem(SPACE, "learning_rate", optuna.distributions.FloatDistribution(1e-3, 1e38, log=True))
     limit = 1600 * training_macs(TaskNetwork(small, 10), 64)
-    task = assignment(small, clothes, limit, trials=8)
+    task = job_of(small, clothes, limit, trials=8)
     learnt = LEARNERS["independent"].learn(task)
     diverged = int(re.fullmatch(r"(\d+) trials of the search diverged", learnt.note)[1])
     assert 0 < diverged < 8 and learnt.steps > 0 and learnt.recipe.learning_rate < 1
     assert task.ledger.total <= limit
-    error = error_of(predict(learnt.network, clothes.test, "fp32"), clothes.test.labels.numpy())
+    error = error_of(predict(learnt.network, clothes.test, Engine()), clothes.test.labels.numpy())
     assert error < 0.6  # guessing: 0.9
 
 

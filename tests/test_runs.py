@@ -26,8 +26,9 @@ from lib.pruning.criteria import CRITERIA
 from lib.pruning.repairs import REPAIRS
 from lib.runs import run as runs
 from lib.runs.profiles import arms_of, records_file
-from lib.runs.run import export_records, run_folder, run_stream, saved_predictions
+from lib.runs.run import run_stream
 from lib.runs.spec import RunSpec
+from lib.runs.store import export_records, run_folder, saved_predictions
 from lib.streams import load_stream
 
 TASKS = ["mnist", "fashion_mnist"]
@@ -41,6 +42,7 @@ PRUNED = {
     "train_images": 48,
     "evaluation_images": 32,
     "learning_rate": 0.002,
+    "image_size": 64,
 }
 DENSE = PRUNED | {"ratio": 0}
 ONE_TASK = PRUNED | {"budgets": [0.25], "tasks": ["mnist"]}
@@ -283,7 +285,9 @@ def test_disk_that_has_no_room_for_a_network_is_one_sentence(tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     last = errors.strip().splitlines()[-1]
-    assert re.search(r"^lib\.errors\.UserError: Cannot write .*trunk\.safetensors: File too large", last)
+    assert re.search(
+        r"^lib\.common\.errors\.UserError: Cannot write .*trunk\.safetensors: File too large", last
+    )
 
 
 @pytest.mark.parametrize("megabytes", [40, 100, 200])

@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import pytest
 from lib.common import paths
 from lib.runs import profiles, stamps
 from lib.runs.profiles import arms_of, write_stamps
-from lib.runs.stamps import hash_of, training_hash
+from lib.runs.spec import RunSpec
+from lib.runs.stamps import drawing_hash, hash_of, training_hash
 
 PROFILE = "smoke"
 
@@ -19,7 +22,7 @@ PROFILE = "smoke"
 @pytest.fixture
 def copy(tmp_path, monkeypatch) -> Path:
     """A copy of the repository's code, which the stamps then look at."""
-    for name in ("lib", "tools", "notebooks"):
+    for name in ("lib", "paper", "tools", "notebooks"):
         ignored = shutil.ignore_patterns("__pycache__", "*.parquet", "*.png", "*.safetensors")
         shutil.copytree(paths.ROOT / name, tmp_path / name, ignore=ignored)
     shutil.copy(paths.ROOT / "requirements.txt", tmp_path)
@@ -99,26 +102,153 @@ def test_comments_change_no_stamp(copy, file):
     assert changed(copy, file, add_a_comment) == set()
 
 
-@pytest.mark.parametrize("file", ["lib/evidence/figures/style.py", "lib/evidence/records.py"])
-def test_drawing_code_changes_the_drawing_alone(copy, file):
-    assert changed(copy, file, change_a_number) == {"drawing"}
+def drawings(*notebooks: str) -> set[str]:
+    return {f"drawing/{notebook}" for notebook in notebooks}
 
 
-@pytest.mark.parametrize("file", ["lib/learning/training.py", "lib/runs/run.py", "lib/learning/learners.py"])
-def test_training_code_changes_every_arm_and_no_drawing(copy, file):
-    assert changed(copy, file, lambda code: code + "\nEXTRA = 1\n") == training_stamps()
+def test_code_that_all_figures_share_changes_every_drawing_and_no_arm(copy):
+    found = changed(copy, "lib/evidence/figures/style.py", change_a_number)
+    assert drawings("02_error_against_compute", "05_zero_shot_fidelity", "08_learners") <= found
+    assert all(name.startswith("drawing/") for name in found)
 
 
-@pytest.mark.parametrize(
-    "file", ["lib/networks/macs.py", "lib/pruning/criteria.py", "lib/networks/backbone.py"]
-)
-def test_code_that_notebooks_look_at_networks_with_changes_the_drawing_too(copy, file):
-    assert changed(copy, file, lambda code: code + "\nEXTRA = 1\n") == training_stamps() | {"drawing"}
+def test_code_that_trains_changes_every_arm_and_the_figures_that_are_measured_with_it(copy):
+    found = changed(copy, "lib/learning/training.py", change_a_number)
+    assert training_stamps() <= found
+    assert drawings("06_macs_and_measured_time", "experiment") <= found
+    assert not drawings("02_error_against_compute", "08_learners") & found
+
+
+@pytest.mark.parametrize("file", ["lib/runs/run.py", "lib/learning/learners.py", "lib/networks/macs.py"])
+def test_what_is_added_to_code_that_trains_changes_every_arm(copy, file):
+    assert training_stamps() <= changed(copy, file, lambda code: code + "\nEXTRA = 1\n")
+
+
+@pytest.mark.parametrize("file", ["load.py", "folder.py", "pocket/__init__.py"])
+def test_a_reader_of_streams_changes_figures_that_look_at_images_and_no_arm(copy, file):
+    """What it reads is in the key of a run, by its content."""
+    found = changed(copy, f"lib/streams/{file}", lambda code: code + "\nEXTRA = 1\n")
+    assert drawings("07_the_stream", "11_filter_or_channel") <= found and not training_stamps() & found
 
 
 @pytest.mark.parametrize("file", ["tools/pocket/build.py", "tools/execute.py", "tools/estimate.py"])
 def test_other_code_changes_nothing(copy, file):
     assert changed(copy, file, lambda code: code + "\nEXTRA = 1\n") == set()
+
+
+ADDED = {
+    "lib/pruning/criteria.py": """
+from math import tau
+
+
+def _made_up(weight: float) -> float:
+    return weight * tau
+
+
+@criterion("mine")
+def mine(evidence):
+    return _made_up(evidence)
+""",
+    "lib/pruning/repairs.py": """
+@repair("mine")
+def mine(damage):
+    return {}
+""",
+    "lib/learning/learners.py": """
+@learner("mine")
+def mine(job):
+    import lib.evidence.records
+    return independent(job)
+""",
+    "lib/networks/catalogue.py": """
+@backbone("mine", None, offline=True)
+def mine():
+    return None
+""",
+}
+
+
+@pytest.mark.parametrize("file", ADDED)
+def test_what_is_registered_beside_the_others_makes_no_arm_old(copy, file):
+    assert not training_stamps() & changed(copy, file, lambda code: code + ADDED[file])
+    arm = {"ratio": 0.5, "backbone": "resnet26_64", "criterion": "mine", "repair": "mine", "learner": "mine"}
+    named = training_hash(arm)
+    edit(copy / file, lambda code: code.replace("mine(", "mine(_, "))
+    if file != "lib/networks/catalogue.py":
+        assert training_hash(arm) != named
+
+
+def test_a_row_of_a_table_of_networks_counts_for_its_own_network(copy):
+    def other(text: str) -> str:
+        return text.replace(
+            '"resnet18": "ResNet18_Weights.IMAGENET1K_V1"', '"resnet18": "ResNet18_Weights.NEW"'
+        )
+
+    arms = [{"ratio": 0, "backbone": name} for name in ("resnet18", "resnet50")]
+    before = [training_hash(arm) for arm in arms]
+    edit(copy / "lib" / "networks" / "catalogue.py", other)
+    assert [training_hash(arm) == hash for arm, hash in zip(arms, before, strict=True)] == [False, True]
+
+
+def test_a_criterion_counts_for_the_arms_that_name_it(copy):
+    """The default counts for arms that name none, the dense ones of another profile."""
+    arms = [{"ratio": 0.5, "backbone": "resnet26_64", "criterion": name} for name in ("l1", "l2")]
+    before = [training_hash(arm) for arm in arms]
+    edit(
+        copy / "lib" / "pruning" / "criteria.py",
+        lambda code: code.replace('@criterion("l1")', '@criterion("l1", 1)'),
+    )
+    assert [training_hash(arm) == hash for arm, hash in zip(arms, before, strict=True)] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["criterion", "repair", "learner"])
+def test_fields_that_an_arm_leaves_out_count_as_their_defaults(name):
+    arm = {"backbone": "resnet26_64", "ratio": 0.5}
+    default = RunSpec.model_fields[name].default
+    assert training_hash(arm) == training_hash(arm | {name: default})
+    spec = RunSpec(**arm, budgets=[1])
+    assert training_hash(arm) == training_hash(spec.model_dump())
+
+
+def test_windows_line_ends_change_no_stamp(copy):
+    before = stamps_of(copy)
+    for file in copy.rglob("*"):
+        if file.suffix in (".py", ".json", ".toml", ".txt", ".ipynb", ".yaml") and "build" not in file.parts:
+            file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    assert stamps_of(copy) == before
+
+
+def test_docstrings_annotations_and_the_words_of_a_refusal_do_not_count(tmp_path):
+    file = tmp_path / "a.py"
+    file.write_text("def f(a):\n    if a < 0:\n        raise UserError('no')\n    return a\n")
+    before = hash_of([file])
+    file.write_text(
+        '"""About."""\n\n\ndef f(a: int) -> int:\n    """The same."""\n    if a < 0:\n'
+        "        raise UserError(f'{a} is below 0') from None\n    return a\n"
+    )
+    assert hash_of([file]) == before
+
+
+HASHES = """
+from lib.common.paths import ROOT
+from lib.runs.profiles import arms_of
+from lib.runs.stamps import drawing_hash, training_hash
+print([training_hash(fields) for fields in arms_of("paper").values()])
+print([drawing_hash(notebook) for notebook in sorted((ROOT / "notebooks").glob("*.ipynb"))])
+"""
+PYTHONS = sorted(Path.home().glob(".pyenv/versions/3.1[123]*/bin/python"))
+
+
+@pytest.mark.skipif(len(PYTHONS) < 2, reason="needs other versions of Python under ~/.pyenv")
+def test_hashes_are_the_same_on_every_version_of_python():
+    """By the standard library alone: those have no packages."""
+    found = {
+        subprocess.run(
+            [python, "-c", HASHES], cwd=paths.ROOT, text=True, capture_output=True, check=True
+        ).stdout
+        for python in (sys.executable, *PYTHONS)
+    }
+    assert len(found) == 1 and len(found.pop()) > 70 * 64
 
 
 @pytest.mark.parametrize("package", ["torch", "timm", "numpy", "pillow", "scikit-learn"])
@@ -143,12 +273,13 @@ def test_cards_of_the_stream_change_every_arm(copy):
 
 
 def test_weights_count_for_their_own_backbone_only(copy):
-    before = training_hash("resnet26_64"), training_hash("efficientnet_lite0")
+    arms = [{"backbone": name, "ratio": 0.5} for name in ("resnet26_64", "efficientnet_lite0")]
+    before = [training_hash(arm) for arm in arms]
     weights = copy / "lib" / "networks" / "weights" / "resnet26_64.safetensors"
     weights.parent.mkdir(exist_ok=True)
     weights.write_bytes(b"other weights")
-    assert training_hash("resnet26_64") != before[0]
-    assert training_hash("efficientnet_lite0") == before[1]
+    assert training_hash(arms[0]) != before[0]
+    assert training_hash(arms[1]) == before[1]
 
 
 def test_parameters_of_an_arm_change_that_arm_alone(copy):
@@ -166,6 +297,8 @@ def test_prose_and_outputs_of_a_notebook_change_nothing(copy):
     file = "notebooks/experiment.ipynb"
     assert changed(copy, file, lambda text: text.replace("**Shows**", "**Tells**", 1)) == set()
     assert changed(copy, file, lambda text: text.replace("import", "import  ", 1)) == {"notebooks/experiment"}
+    drawn = "notebooks/02_error_against_compute.ipynb"
+    assert drawing_hash(copy / drawn) == drawing_hash(paths.ROOT / drawn)
 
 
 def test_arms_that_a_profile_runs_with_more_seeds_or_budgets_are_in_it():

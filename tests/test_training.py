@@ -9,6 +9,7 @@ import torch
 from helpers import assert_same_state, random_backbone, state_of
 from torch import nn
 
+from lib.learning.engine import Engine, Precision
 from lib.learning.ledger import Ledger
 from lib.learning.training import (
     Recipe,
@@ -137,7 +138,7 @@ def test_fine_tuning_equals_a_plain_loop(small_backbone, digits, kind):
     recipe = Recipe(learning_rate=0.003, batch_size=16)
     network = TaskNetwork(small_backbone, outputs)
     images = 2 * len(train) + 71  # more than two passes, and a cut batch
-    steps = fine_tune(network, train, Ledger(images * training_macs(network, 64)), recipe, "fp32", seed=5)
+    steps = fine_tune(network, train, Ledger(images * training_macs(network, 64)), recipe, Engine(), seed=5)
     expected = plain_fine_tune(small_backbone, train, outputs, images, recipe, seed=5)
     assert steps == 15
     start = TaskNetwork(small_backbone, outputs).state_dict()
@@ -155,7 +156,7 @@ def test_predictions_are_the_logits_of_normalised_images(lite0, digits):
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (lite0.mean, lite0.std))
     reference = nn.Sequential(copy.deepcopy(lite0.body), copy.deepcopy(network.head)).double()
     expected = reference((images - mean) / std).numpy()
-    found = predict(network, digits.test, "fp32")
+    found = predict(network, digits.test, Engine())
     assert found.shape == (len(digits.test), 10) and found.dtype == np.float32
     np.testing.assert_allclose(found[:7], expected, atol=1e-4 * np.abs(expected).max())
 
@@ -164,7 +165,7 @@ def test_predictions_are_the_logits_of_normalised_images(lite0, digits):
 def test_budget_is_spent_to_98_percent_and_never_overspent(small_backbone, digits, images):
     network = TaskNetwork(small_backbone, 10)
     ledger = Ledger(int(images * training_macs(network, 64)))
-    fine_tune(network, digits.train, ledger, Recipe(0.01), "fp32", seed=0)
+    fine_tune(network, digits.train, ledger, Recipe(0.01), Engine(), seed=0)
     assert 0.98 * ledger.limit <= ledger.total <= ledger.limit
 
 
@@ -180,7 +181,7 @@ def test_what_is_charged_is_what_was_trained(small_backbone, digits):
     network.body[0].register_forward_hook(see)
     each = training_macs(network, 64)
     ledger = Ledger(int(70.5 * each))
-    steps = fine_tune(network, digits.train, ledger, Recipe(0.01), "fp32", seed=0)
+    steps = fine_tune(network, digits.train, ledger, Recipe(0.01), Engine(), seed=0)
     assert (steps, sum(seen), ledger.spent) == (len(seen), 70, {"training": 70 * each})
 
 
@@ -189,7 +190,7 @@ def test_budget_too_small_for_two_images_trains_nothing(small_backbone, digits, 
     network = TaskNetwork(small_backbone, 10)
     before = state_of(network)
     ledger = Ledger(int(images * training_macs(network, 64)))
-    assert fine_tune(network, digits.train, ledger, Recipe(0.01), "fp32", seed=0) == 0
+    assert fine_tune(network, digits.train, ledger, Recipe(0.01), Engine(), seed=0) == 0
     assert ledger.total == 0
     assert_same_state(network, before)
 
@@ -200,7 +201,7 @@ def test_no_batch_holds_a_single_image(digits, images):
     body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Flatten())
     network = TaskNetwork(Backbone("flat", body, nn.Linear(8, 2), 64, (0.5,) * 3, (0.5,) * 3), 10)
     ledger = Ledger(images * training_macs(network, 64))
-    assert fine_tune(network, digits.train, ledger, Recipe(0.01), "fp32", seed=0) > 0
+    assert fine_tune(network, digits.train, ledger, Recipe(0.01), Engine(), seed=0) > 0
 
 
 @pytest.mark.slow
@@ -212,7 +213,7 @@ def test_compiled_training_is_the_same_training(small_backbone, digits, precisio
     def train(precision: str) -> dict[str, torch.Tensor]:
         network = TaskNetwork(small_backbone, 10)
         ledger = Ledger(300 * training_macs(network, 64))
-        fine_tune(network, digits.train, ledger, Recipe(0.003), precision, seed=0)
+        fine_tune(network, digits.train, ledger, Recipe(0.003), Engine(Precision.named(precision)), seed=0)
         return state_of(network)
 
     start, eager, compiled = (
@@ -232,7 +233,7 @@ def test_diverging_loss_is_an_error(digits):
     network = TaskNetwork(random_backbone("resnet18half_64"), 10)
     ledger = Ledger(120 * training_macs(network, 64))
     with pytest.raises(FloatingPointError, match=r"learning rate 1e\+30"):
-        fine_tune(network, digits.train, ledger, Recipe(1e30), "fp32", seed=0)
+        fine_tune(network, digits.train, ledger, Recipe(1e30), Engine(), seed=0)
 
 
 @pytest.mark.parametrize("images", [12, 40])
@@ -241,21 +242,23 @@ def test_divergence_in_the_last_step_is_an_error_too(digits, images):
     network = TaskNetwork(random_backbone("resnet18half_64"), 10)
     ledger = Ledger(images * training_macs(network, 64))
     with pytest.raises(FloatingPointError, match="learning rate"):
-        fine_tune(network, digits.train, ledger, Recipe(1e37), "fp32", seed=0)
+        fine_tune(network, digits.train, ledger, Recipe(1e37), Engine(), seed=0)
 
 
 def test_training_learns(lite0, digits):
     """Ten classes: chance is an error of 0.9."""
     network = TaskNetwork(lite0, 10)
     ledger = Ledger(4 * len(digits.train) * training_macs(network, 64))
-    fine_tune(network, digits.train, ledger, Recipe(0.003), "fp32", seed=0)
-    assert error_of(predict(network, digits.train, "fp32"), digits.train.labels.numpy()) < 0.7
+    fine_tune(network, digits.train, ledger, Recipe(0.003), Engine(), seed=0)
+    assert error_of(predict(network, digits.train, Engine()), digits.train.labels.numpy()) < 0.7
 
 
 def test_seed_decides_the_result(small_backbone, digits):
     def train(seed: int) -> dict:
         network = TaskNetwork(small_backbone, 10)
-        fine_tune(network, digits.train, Ledger(80 * training_macs(network, 64)), Recipe(0.05), "fp32", seed)
+        fine_tune(
+            network, digits.train, Ledger(80 * training_macs(network, 64)), Recipe(0.05), Engine(), seed=seed
+        )
         return state_of(network)
 
     first, again, other = train(0), train(0), train(1)
@@ -266,7 +269,7 @@ def test_seed_decides_the_result(small_backbone, digits):
 def test_task_network_leaves_the_backbone_untouched(small_backbone, digits):
     before = state_of(small_backbone)
     network = TaskNetwork(small_backbone, 10)
-    fine_tune(network, digits.train, Ledger(100 * training_macs(network, 64)), Recipe(0.1), "fp32", seed=0)
+    fine_tune(network, digits.train, Ledger(100 * training_macs(network, 64)), Recipe(0.1), Engine(), seed=0)
     assert_same_state(small_backbone, before)
     assert not small_backbone.training and all(p.grad is None for p in small_backbone.parameters())
     assert not torch.equal(network.state_dict()["body.0.weight"], before["body.0.weight"])

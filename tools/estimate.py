@@ -4,43 +4,38 @@ import functools
 import os
 import sys
 
-import torch
-
 from lib.common.errors import exit_with_one_sentence
+from lib.learning.engine import Engine
 from lib.learning.speed import images_per_second
 from lib.learning.training import TaskNetwork
 from lib.networks.backbone import load_backbone
 from lib.networks.macs import forward_macs, training_macs
 from lib.pruning import plan_pruning
 from lib.runs.profiles import arms_of, is_done
-from lib.runs.run import trained_epochs
 from lib.runs.spec import RunSpec
 from lib.streams import load_stream
 
 
 @functools.cache
 def speed_of(
-    backbone: str, ratio: float, granularity: str, image_size: int, precision: str, device: str
+    backbone: str, ratio: float, granularity: str, image_size: int, engine: Engine
 ) -> tuple[float, int, int]:
-    """Of the pruned network: training images a second, MACs to train on one, MACs of its forward pass."""
+    """Of the pruned network: training images per second, MACs to train on one, MACs of its forward pass."""
     dense = load_backbone(backbone, pretrained=False)
     plan = plan_pruning(dense, ratio, "l1", scope="uniform", granularity=granularity, repair="none")
-    network = plan.apply(dense)
-    rate = images_per_second(network, precision, image_size, device)
+    rate = images_per_second(network := plan.apply(dense), image_size, engine)
     return rate, training_macs(TaskNetwork(network, 10), image_size), forward_macs(network, image_size)
 
 
 def seconds_of(spec: RunSpec) -> float:
     """Estimated seconds of one arm on one thread: the budgets, and measuring dev and test after each."""
-    rate, train, forward = speed_of(
-        spec.backbone, spec.ratio, spec.granularity, spec.image_size, spec.precision, spec.device
-    )
+    rate, train, forward = speed_of(spec.backbone, spec.ratio, spec.granularity, spec.image_size, spec.engine)
     name, size = (spec.reference or f"{spec.backbone}@{spec.image_size}").split("@")
     epoch = training_macs(TaskNetwork(load_backbone(name, pretrained=False), 10), int(size))
     images = 0
     for task in load_stream(spec.stream, spec.missing).only(spec.tasks).tasks:
-        data = task.read(spec.image_size).first(spec.train_images, spec.evaluation_images)
-        images += sum(trained_epochs(spec)) * len(data.train) * epoch / train
+        data = spec.data_of(task)
+        images += sum(spec.budgets) * len(data.train) * epoch / train
         images += len(spec.budgets) * (len(data.dev) + len(data.test)) * forward / train
     return images / rate
 
@@ -48,7 +43,6 @@ def seconds_of(spec: RunSpec) -> float:
 def main(profile: str, jobs: int) -> None:
     arms = arms_of(profile)
     pending = {name: RunSpec(**fields) for name, fields in arms.items() if not is_done(profile, name)}
-    torch.set_num_threads(1)
     side_by_side = max(1, min(jobs, os.cpu_count() or 1, len(pending)))
     minutes = sum(map(seconds_of, pending.values())) / side_by_side / 60
     print(

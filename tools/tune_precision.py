@@ -9,28 +9,28 @@ import shutil
 import sys
 
 import pandas as pd
-import torch
 
 from lib.common.errors import UserError, exit_with_one_sentence
 from lib.common.files import write_json
 from lib.common.paths import ROOT
+from lib.learning.engine import PRECISIONS, Engine, Precision
 from lib.learning.speed import images_per_second
 from lib.networks.backbone import list_backbones, load_backbone
 
 TABLE = ROOT / "lib" / "learning" / "precision.json"
-PRECISIONS = "fp32", "bf16", "fp32 compiled", "bf16 compiled"
 WORTH = 1.1  # a compiled network must be so much faster: compiling takes a minute for every network
-IMAGE_SIZE = 64  # that of a RunSpec, if it does not say otherwise
+IMAGE_SIZE = 64  # the fastest precision is the same at other sizes
 ROUNDS = 3
 
 
 def measure(name: str, device: str) -> dict[str, float]:
-    """Images a second that a backbone trains at on one thread, by precision."""
+    """Images per second that a backbone trains at on one thread, by precision."""
     backbone = load_backbone(name, pretrained=False)
     # Inductor needs a compiler on a CPU.
     compiles = device != "cpu" or shutil.which("g++")
     tried = [precision for precision in PRECISIONS if compiles or "compiled" not in precision]
-    return {p: images_per_second(backbone, p, IMAGE_SIZE, device, ROUNDS) for p in tried}
+    engines = {precision: Engine(Precision.named(precision), device) for precision in tried}
+    return {name: images_per_second(backbone, IMAGE_SIZE, engine, ROUNDS) for name, engine in engines.items()}
 
 
 def fastest(rates: dict[str, float]) -> str:
@@ -45,7 +45,6 @@ def main(device: str = "cpu", *names: str) -> None:
             f"Cannot tune {', '.join(unknown) or device}: expected cpu or cuda, and some of "
             f"{', '.join(list_backbones())}."
         )
-    torch.set_num_threads(1)
     rows = {}
     for name in names or list_backbones():
         rows[name] = measure(name, device)

@@ -1,8 +1,16 @@
-"""Make PyTorch fast and repeatable on a CPU: pinned threads, and a heap that keeps its pages."""
+"""What computes: in which precision, on which device, on how many threads of a CPU."""
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
+
+from lib.common.errors import UserError, choose
+
+PRECISIONS = "fp32", "bf16", "fp32 compiled", "bf16 compiled"
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 # glibc's mallopt parameters (malloc.h). By default every large tensor is mapped afresh and handed
 # back when freed, so each step pays for page faults anew; the three settings keep the memory.
@@ -20,3 +28,48 @@ def set_up_cpu(threads: int) -> None:
     libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
     libc.mallopt(_M_TRIM_THRESHOLD, 256 << 20)
     libc.mallopt(_M_TOP_PAD, 16 << 20)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What layers compute in where autocast lets them, and whether the network is compiled for it."""
+
+    dtype: torch.dtype = torch.float32
+    compiled: bool = False
+
+    @classmethod
+    def named(cls, name: str) -> "Precision":
+        """One of PRECISIONS. Raises UserError for another name."""
+        choose("precision", name, PRECISIONS)
+        dtype, *compiled = name.split()
+        return cls(_DTYPES[dtype], bool(compiled))
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a network is trained and looked at with."""
+
+    precision: Precision = Precision()
+    device: str = "cpu"
+    threads: int = 1
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Set up what is global in torch for the block, and leave threads and random state as they were.
+
+        Raises UserError for a device that is not here.
+        """
+        if self.device != "cpu" and not torch.cuda.is_available():
+            raise UserError(f"device={self.device} is not here: this torch sees no GPU. Use device='cpu'.")
+        threads = torch.get_num_threads()
+        try:
+            with torch.random.fork_rng(devices=[] if self.device == "cpu" else [self.device]):
+                set_up_cpu(self.threads)
+                yield
+        finally:
+            torch.set_num_threads(threads)
+
+    def autocast(self) -> torch.autocast:
+        """The context in which this engine's precision is computed in."""
+        enabled = self.precision.dtype != torch.float32
+        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=enabled)

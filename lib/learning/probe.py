@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib.learning.engine import Engine
 from lib.learning.training import TaskNetwork, representation
 from lib.networks.backbone import Backbone
-from lib.streams.task import Split
+from lib.streams.task import Split, are_tags
 
 # Of the ridge, in mean eigenvalues of the Gram matrix.
 STRENGTHS = torch.logspace(-4, 2, 13, dtype=torch.float64)
@@ -35,17 +36,17 @@ def affordable_probe(forward: int, feature_dim: int, num_outputs: int, most: int
 
 def stratified(split: Split, count: int) -> Split:
     """`count` images, as equally many a class as there are; of a multi-label split the first ones."""
-    if split.labels.ndim > 1 or count >= len(split):
-        return Split(split.images[:count], split.labels[:count])
+    if split.is_multilabel or count >= len(split):
+        return split.first(count)
     ranks = pd.Series(split.labels.numpy()).groupby(split.labels.numpy()).cumcount()
     chosen = torch.tensor(ranks.argsort(kind="stable")[:count].sort_values().to_numpy())
     return Split(split.images[chosen], split.labels[chosen])
 
 
-def probed(network: Backbone, split: Split, num_outputs: int, precision: str, device: str) -> TaskNetwork:
+def probed(network: Backbone, split: Split, num_outputs: int, engine: Engine) -> TaskNetwork:
     """`network`, its weights as they are, under a head that was solved on all of `split`."""
     result = TaskNetwork(network, num_outputs)
-    features = representation(network, split, precision, device)
+    features = representation(network, split, engine)
     weight, bias = ridge_head(features, split.labels, num_outputs)
     with torch.no_grad():
         result.head.weight.copy_(weight)
@@ -62,7 +63,7 @@ def ridge_head(features: Tensor, labels: Tensor, num_outputs: int) -> tuple[Tens
     leaving one image out, which is exact here (Allen, 1974); scale and offset of the logits have the
     smallest cross entropy of the same left-out outputs.
     """
-    targets = (F.one_hot(labels, num_outputs) if labels.ndim == 1 else labels).double()
+    targets = (labels if are_tags(labels) else F.one_hot(labels, num_outputs)).double()
     x, mean_x, mean_y = features.double(), features.double().mean(0), targets.mean(0)
     x, y = x - mean_x, targets - mean_y
     # Left singular vectors and squared singular values, by way of the smaller Gram matrix.
@@ -98,10 +99,10 @@ def _as_logits(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     def loss() -> Tensor:
         optimizer.zero_grad()
         logits = parameters[0] * outputs + parameters[1]
-        if labels.ndim == 1:
-            value = F.cross_entropy(logits, labels)
-        else:
+        if are_tags(labels):
             value = F.binary_cross_entropy_with_logits(logits, labels.double())
+        else:
+            value = F.cross_entropy(logits, labels)
         # A scale that stays finite also where the classes are told apart without error.
         value = value + 1e-4 * parameters[0].square()
         value.backward()

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import optuna
 
+from lib.learning.job import Job
 from lib.learning.ledger import Ledger
 from lib.learning.training import Diverged, Recipe, TaskNetwork, error_of, fine_tune, predict
 from lib.networks.macs import forward_macs, training_macs
-from lib.streams.task import Split, TaskData
 
 SHARE = 2  # one part in so many of the budget is for the search
 VALIDATION_IMAGES = 64
@@ -26,31 +26,18 @@ SPACE = {
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def search(
-    network: TaskNetwork,
-    data: TaskData,
-    ledger: Ledger,
-    ruled: Recipe,
-    trials: int,
-    precision: str,
-    seed: int,
-    device: str,
-) -> tuple[Recipe, str]:
-    """The recipe for training `network` with what is left in the ledger, which is charged for the search.
+def search(network: TaskNetwork, job: Job, ruled: Recipe) -> tuple[Recipe, str]:
+    """The recipe for training `network` with what is left in the job's ledger, charged for the search.
 
     `ruled` is the first of the trials. Each rung trains the recipes that are left from `network` anew, for
     twice as long as the rung before, and keeps the better half by the error on dev images. A trial that
     diverges is over and counts as all wrong; the note beside the recipe says how many did.
     """
-    image_size = data.train.images.shape[1]
-    each = training_macs(network, image_size)
-    dev = Split(data.dev.images[:VALIDATION_IMAGES], data.dev.labels[:VALIDATION_IMAGES])
-    validation = len(dev) * forward_macs(network, image_size)
-    searched = ledger.left // SHARE
-    while trials > 1 and (searched // _rungs(trials) // trials - validation) // each < (
-        LEAST_STEPS * Recipe.batch_size
-    ):
-        trials //= 2
+    each = training_macs(network, job.image_size)
+    dev = job.data.dev.first(VALIDATION_IMAGES)
+    validation = len(dev) * forward_macs(network, job.image_size)
+    searched = job.ledger.left // SHARE
+    trials = _affordable(job.spec.trials, searched, validation, each)
     if trials == 1:
         return ruled, ""
     diverged = 0
@@ -60,17 +47,17 @@ def search(
         spent = Ledger(limit - validation)
         trained = copy.deepcopy(network)
         try:
-            fine_tune(trained, data.train, spent, recipe, precision, seed, device)
+            fine_tune(trained, job.data.train, spent, recipe, job.engine, seed=job.seed)
         except Diverged:
             diverged += 1
             return 1.0
         finally:
-            ledger.charge("search", spent.total)
-        ledger.charge("validation", validation)
-        return error_of(predict(trained, dev, precision, device), dev.labels.numpy())
+            job.ledger.charge("search", spent.total)
+        job.ledger.charge("validation", validation)
+        return error_of(predict(trained, dev, job.engine), dev.labels.numpy())
 
     per_rung = searched // _rungs(trials)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=job.seed))
     scored = [(error(ruled, per_rung // trials), ruled)]
     for _ in range(trials - 1):
         trial = study.ask(SPACE)
@@ -83,6 +70,14 @@ def search(
         if len(scored) > 1:
             scored = [(error(recipe, per_rung // len(scored)), recipe) for _, recipe in scored]
     return scored[0][1], f"{diverged} trials of the search diverged" if diverged else ""
+
+
+def _affordable(trials: int, macs: int, validation: int, each: int) -> int:
+    """As many of the trials, halved and halved again, as get LEAST_STEPS steps each on the first rung."""
+    least = LEAST_STEPS * Recipe.batch_size
+    while trials > 1 and (macs // _rungs(trials) // trials - validation) // each < least:
+        trials //= 2
+    return trials
 
 
 def _rungs(trials: int) -> int:

@@ -56,13 +56,13 @@ class Checkpoints:
 
 
 class Memory:
-    """The bodies learnt at one budget, the last `most` of them, by the event that they were learnt in.
+    """The bodies learnt within one budget, the last `most` of them, by the event that they were learnt in.
 
     All have the structure of `start`, the pretrained and pruned network.
     """
 
-    def __init__(self, folder: Path, budget: float, most: int, start: Backbone):
-        self.folder, self.budget, self.most, self.start = folder, budget, most, start
+    def __init__(self, folder: Path, most: int, start: Backbone):
+        self.folder, self.most, self.start = folder, most, start
 
     def events_before(self, event: int) -> range:
         """The events whose networks are kept for `event`, the latest first."""
@@ -83,4 +83,4 @@ class Memory:
         self._file(event - self.most - 1).unlink(missing_ok=True)
 
     def _file(self, event: int) -> Path:
-        return self.folder / f"{event}-{self.budget!r}.safetensors"
+        return self.folder / f"{event}.safetensors"

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
+from lib.learning.engine import Engine
 from lib.learning.ledger import Ledger
 from lib.learning.state import Checkpoints
 from lib.networks.backbone import Backbone, normalised
 from lib.networks.macs import training_macs
-from lib.streams.task import Split
+from lib.streams.task import Split, are_tags
 
 CROP_MARGIN = 4  # pixels at 64 px that random crops shift by, scaled with the image
 WARMUP_STEPS = 2
@@ -88,9 +89,9 @@ def fine_tune(
     train: Split,
     ledger: Ledger,
     recipe: Recipe,
-    precision: str,
+    engine: Engine,
+    *,
     seed: int,
-    device: str = "cpu",
     checkpoints: Checkpoints | None = None,
 ) -> int:
     """Train `network` in place on as many images as the ledger has compute left for.
@@ -105,7 +106,7 @@ def fine_tune(
         return 0
     ledger.charge("training", images * each)
     stable, batches = plan_batches(images, recipe.batch_size)
-    training = _Training(network, train, recipe, precision, seed, device)
+    training = _Training(network, train, recipe, engine, seed)
     if checkpoints and (state := checkpoints.latest(images, stable)):
         training.load(state)
     resumed = training.steps
@@ -121,23 +122,20 @@ def fine_tune(
 class _Training:
     """A network in training. All that is random follows from the seed and the step."""
 
-    def __init__(
-        self, network: TaskNetwork, train: Split, recipe: Recipe, precision: str, seed: int, device: str
-    ):
-        self.network = network.to(device, memory_format=torch.channels_last).train()
-        self.images, self.labels = train.images.to(device), train.labels.to(device)
-        self.recipe, self.precision, self.seed = recipe, precision.split()[0], seed
+    def __init__(self, network: TaskNetwork, train: Split, recipe: Recipe, engine: Engine, seed: int):
+        self.network = network.to(engine.device, memory_format=torch.channels_last).train()
+        self.train, self.recipe, self.engine, self.seed = train, recipe, engine, seed
         self.optimizer = torch.optim.AdamW(network.parameters(), weight_decay=recipe.weight_decay, fused=True)
         self.norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
         for norm in self.norms:
             norm.train(not recipe.frozen_norms)
         self.forward = network
-        if precision.endswith("compiled"):
+        if engine.precision.compiled:
             # On a GPU, steps of so few images are bound by the launching of kernels: CUDA graphs.
-            mode = "reduce-overhead" if self.images.is_cuda else "default"
+            mode = "default" if engine.device == "cpu" else "reduce-overhead"
             self.forward = torch.compile(network, mode=mode)
         self.steps = self.drawn = 0
-        self.loss_sum = torch.zeros((), device=device)
+        self.loss_sum = torch.zeros((), device=engine.device)
 
     def step(self, size: int, rate: float) -> None:
         """One step on the next `size` images."""
@@ -145,13 +143,16 @@ class _Training:
         for norm in self.norms:
             # Forget the pretraining images within few steps: torch's 0.1 averages over ten. It halves now and
             # then, not at every step, for each value is compiled for.
-            norm.momentum = next((m for m in (0.5, 0.25, 0.125) if self.steps < 4 / m), 0.1)
+            norm.momentum = _momentum(self.steps)
         self.optimizer.param_groups[0]["lr"] = rate
-        chosen = _drawn(len(self.images), self.drawn, size, self.seed).to(self.images.device)
-        inputs = normalised(random_crops(self.images[chosen]), self.network)
-        with _autocast(inputs, self.precision):
+        chosen = _drawn(len(self.train), self.drawn, size, self.seed)
+        images, labels = (
+            part[chosen].to(self.engine.device) for part in (self.train.images, self.train.labels)
+        )
+        inputs = normalised(random_crops(images), self.network)
+        with self.engine.autocast():
             logits = self.forward(inputs).float()
-        loss = _loss(logits, self.labels[chosen], self.recipe)
+        loss = _loss(logits, labels, self.recipe)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -191,6 +192,11 @@ class _Training:
                 }
 
 
+def _momentum(step: int) -> float:
+    """Of batch norms: an average over a half to a quarter of the steps so far, then torch's own."""
+    return 0.5 if step < 8 else 0.25 if step < 16 else 0.125 if step < 32 else 0.1
+
+
 _MOMENTS = "exp_avg", "exp_avg_sq"  # as torch's AdamW calls them
 
 
@@ -224,44 +230,40 @@ def random_crops(images: Tensor) -> Tensor:
     return images[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _autocast(inputs: Tensor, precision: str) -> torch.autocast:
-    return torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision.startswith("bf16"))
-
-
 def _loss(logits: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
-    if labels.ndim == 1:
-        return F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-    softened = labels * (1 - recipe.label_smoothing) + recipe.label_smoothing / 2
-    return F.binary_cross_entropy_with_logits(logits, softened)
+    if are_tags(labels):
+        softened = labels * (1 - recipe.label_smoothing) + recipe.label_smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits, softened)
+    return F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
 
 
-def representation(network: Backbone, split: Split, precision: str, device: str = "cpu") -> Tensor:
-    """The representation (N, D) of a split's images, float32."""
-    return _outputs(network, network.body, split, precision, device)
+def representation(network: Backbone, split: Split, engine: Engine) -> Tensor:
+    """The representation (N, D) of a split's images, float32. `network` moves to the engine's device."""
+    return _outputs(network, network.body, split, engine)
 
 
-def predict(network: TaskNetwork, split: Split, precision: str, device: str = "cpu") -> np.ndarray:
-    """Logits (N, C) of a split, float32."""
-    return _outputs(network, network, split, precision, device).numpy()
+def predict(network: TaskNetwork, split: Split, engine: Engine) -> np.ndarray:
+    """Logits (N, C) of a split, float32. `network` moves to the engine's device and to eval mode."""
+    return _outputs(network, network, split, engine).numpy()
 
 
 @torch.inference_mode()
 def _outputs(
-    network: Backbone | TaskNetwork, part: nn.Module, split: Split, precision: str, device: str
+    network: Backbone | TaskNetwork, part: Backbone | nn.Module, split: Split, engine: Engine
 ) -> Tensor:
     """What `part` of a network makes of a split's images, float32."""
-    part.to(device, memory_format=torch.channels_last).eval()
+    part.to(engine.device, memory_format=torch.channels_last).eval()
     found = []
     for batch in split.images.split(50):
-        inputs = normalised(batch.permute(0, 3, 1, 2).to(device), network)
-        with _autocast(inputs, precision):
+        inputs = normalised(batch.permute(0, 3, 1, 2).to(engine.device), network)
+        with engine.autocast():
             found.append(part(inputs).float().cpu())
     return torch.cat(found)
 
 
 def error_of(logits: np.ndarray, labels: np.ndarray) -> float:
     """1 - accuracy for classes (N,); 1 - mean average precision over the tags present for tags (N, C)."""
-    if labels.ndim == 1:
+    if not are_tags(labels):
         return float(1 - (logits.argmax(1) == labels).mean())
     present = labels.any(axis=0)
     return float(1 - average_precision_score(labels[:, present], logits[:, present], average="macro"))

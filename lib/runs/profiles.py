@@ -13,11 +13,9 @@ from pathlib import Path
 from lib.common.errors import UserError, exit_with_one_sentence
 from lib.common.files import atomic_path
 from lib.common.paths import BUILD, PAPER_RECORDS, ROOT
-from lib.runs.stamps import hash_of, training_hash
+from lib.runs.stamps import code_of, drawing_hash, hash_of, read_sources, training_hash
 
 PROFILES = ROOT / "notebooks" / "profiles.toml"
-# What the notebooks that draw compute with: some look at networks and images themselves.
-_DRAWING = ("evidence/**/*.py", "networks/*.py", "pruning/*.py")
 
 
 def arms_of(profile: str, group: str | None = None) -> dict[str, dict]:
@@ -71,17 +69,18 @@ def write_stamps(profile: str) -> None:
     """Renew what make compares: a file changes, and so gets a new time, only when its content does.
 
     `arms/<name>.json` and `draw.json` are the notebooks' parameters, `arms/<name>.training` and
-    `drawing` hold hashes of the code, `records` one of the records there are.
+    `drawing/<notebook>` hold hashes of the code, `records` one of the records there are.
     """
     folder = BUILD / profile
-    texts = {"drawing": hash_of(file for name in _DRAWING for file in (ROOT / "lib").glob(name))}
+    texts, sources = {}, read_sources()
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        texts[f"notebooks/{notebook.stem}"] = _sources(notebook)
+        texts[f"notebooks/{notebook.stem}"] = code_of(notebook)
+        texts[f"drawing/{notebook.stem}"] = drawing_hash(notebook, sources)
     for arm, fields in arms_of(profile).items():
         texts[f"arms/{arm}.json"] = json.dumps(
             {**fields, "records_file": str(records_file(profile, arm).relative_to(ROOT))}, indent=1
         )
-        texts[f"arms/{arm}.training"] = training_hash(fields["backbone"])
+        texts[f"arms/{arm}.training"] = training_hash(fields, sources)
     records = [records_file(profile, arm) for arm in arms_of(profile)]
     texts["records"] = hash_of(file for file in records if file.exists())
     texts["draw.json"] = json.dumps({"profile": profile, "save_figures_to": profile})
@@ -94,18 +93,13 @@ def write_stamps(profile: str) -> None:
 
 def newer_code(profile: str) -> list[str]:
     """Arms whose committed records were measured by other training code than today's."""
+    sources = read_sources()
     return [
         arm
         for arm, fields in arms_of(profile).items()
         if (file := records_file(profile, arm).with_suffix(".json")).exists()
-        and json.loads(file.read_text())["training_hash"] != training_hash(fields["backbone"])
+        and json.loads(file.read_text())["training_hash"] != training_hash(fields, sources)
     ]
-
-
-def _sources(notebook: Path) -> str:
-    """A notebook's code: a change of its outputs or prose reruns nothing."""
-    cells = json.loads(notebook.read_text())["cells"]
-    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
 if __name__ == "__main__":

@@ -2,20 +2,44 @@
 
 import hashlib
 import json
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+import torch
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from lib.common.errors import UserError
+from lib.common.errors import UserError, choose
 from lib.common.paths import ROOT
+from lib.learning.engine import Engine, Precision
 from lib.learning.learners import LEARNERS
-from lib.networks.backbone import list_backbones
+from lib.networks.backbone import find_backbone, load_backbone
 from lib.pruning.allocation import SCOPES
 from lib.pruning.criteria import CRITERIA
 from lib.pruning.repairs import REPAIRS
 from lib.pruning.sites import GRANULARITIES
+from lib.streams.load import list_tasks
+from lib.streams.task import Task, TaskData
 
 SIZES = 32, 512  # pixels
+# What changes no number: the list of budgets, and how the same tasks and weights are had.
+_NOT_IN_KEY = {"budgets", "missing", "stream", "tasks", "weights"}
+
+_NAMES = {
+    "criterion": CRITERIA,
+    "scope": SCOPES,
+    "granularity": GRANULARITIES,
+    "repair": REPAIRS,
+    "learner": LEARNERS,
+}
 
 
 class RunSpec(BaseModel):
@@ -25,23 +49,25 @@ class RunSpec(BaseModel):
 
     backbone: str
     ratio: float = Field(ge=0, lt=1)  # share of filters removed; 0 is the dense network
-    criterion: str = "l1"
+    criterion: str = "activation"
     scope: str = "uniform"
     granularity: str = "filter"
-    repair: str = "none"
+    repair: str = "mean"
     round_to: int = Field(8, ge=1)
     learner: str = "independent"
-    stream: str = "pocket"
+    stream: str = "pocket"  # a name, or the path of a stream.yaml
     missing: Literal["error", "skip"] = "error"  # what to do about tasks of the stream that are not here
     budgets: list[float] = Field(min_length=1)  # in dense epochs
     calibration_images: int = Field(64, ge=2)  # of a task's own, for criteria and repairs that need some
     trials: int = Field(1, ge=1, le=64)  # of a search of the recipe, on each task; 1: the rule's
-    image_size: int = Field(64, ge=SIZES[0], le=SIZES[1])
+    # None: what the backbone is best used at
+    image_size: int = Field(None, ge=SIZES[0], le=SIZES[1], validate_default=True)
     reference: str | None = None  # "network@pixels" that sets the unit; the run's own, dense, when None
-    precision: str | None = Field(None, pattern="^(fp32|bf16)( compiled)?$")  # None: the table's
-    threads: int = Field(1, ge=1)
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    precision: str = Field(None, validate_default=True)  # None: the table's, for backbone and device
+    threads: int = Field(1, ge=1)
     pretrained: bool = True
+    weights: str | None = None  # the path of a checkpoint of one's own, in place of the pretrained weights
     learning_rate: float | None = Field(None, gt=0)  # None: the committed rule's
     train_images: int | None = Field(None, ge=2)  # a cap on the training images of a task
     evaluation_images: int | None = Field(None, ge=1)  # a cap on its dev and its test images
@@ -54,16 +80,66 @@ class RunSpec(BaseModel):
         except ValidationError as error:
             raise UserError(_first_sentence(error)) from error
 
+    @property
+    def engine(self) -> Engine:
+        """What this run computes with."""
+        return Engine(Precision.named(self.precision), self.device, self.threads)
+
+    def data_of(self, task: Task) -> TaskData:
+        """The images of a task that this run uses, at its size."""
+        return task.read(self.image_size).first(self.train_images, self.evaluation_images)
+
+    def key(self, content: str, weights: str) -> str:
+        """The name of the run's folder: a hash of all that changes a number.
+
+        `content` is the stream's, `weights` the hash of the tensors that were loaded.
+        """
+        canonical = json.dumps(self.model_dump(exclude=_NOT_IN_KEY), sort_keys=True)
+        return hashlib.sha256(f"{canonical}\n{content}\n{weights}".encode()).hexdigest()[:16]
+
+    @field_validator("stream", "weights", mode="before")
+    @classmethod
+    def _paths_as_text(cls, path: object) -> object:
+        return str(path) if isinstance(path, Path) else path
+
+    @field_validator(*_NAMES, mode="before")
+    @classmethod
+    def _name_is_known(cls, name: object, info: ValidationInfo) -> object:
+        choose(str(info.field_name), name, _NAMES[str(info.field_name)])
+        return name
+
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _backbone_is_known(cls, name: object) -> object:
+        find_backbone(str(name))
+        return name
+
     @field_validator("reference")
     @classmethod
     def _reference_is_known(cls, reference: str | None) -> str | None:
         if reference is not None:
             name, _, size = reference.partition("@")
-            if name not in list_backbones() or not size.isdigit() or not SIZES[0] <= int(size) <= SIZES[1]:
+            if not size.isdigit() or not SIZES[0] <= int(size) <= SIZES[1]:
                 raise ValueError(
                     f"expected network@pixels with {SIZES[0]}..{SIZES[1]} pixels, such as resnet50@64"
                 )
+            find_backbone(name)
         return reference
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _size_that_suits_the_backbone(cls, size: object, info: ValidationInfo) -> object:
+        return best_image_size(info.data["backbone"]) if size is None and "backbone" in info.data else size
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _precision_of_the_table(cls, precision: object, info: ValidationInfo) -> object:
+        if precision is None:
+            table = json.loads((ROOT / "lib" / "learning" / "precision.json").read_text())
+            kind = str(info.data.get("device")).split(":")[0]
+            return table.get(kind, {}).get(info.data.get("backbone"), "fp32")
+        Precision.named(str(precision))
+        return precision
 
     @field_validator("budgets")
     @classmethod
@@ -83,35 +159,23 @@ class RunSpec(BaseModel):
             raise ValueError(f"learner={self.learner!r} has no recipe to search: expected trials=1")
         return self
 
-    @model_validator(mode="before")
-    @classmethod
-    def _known_names(cls, fields: dict) -> dict:
-        known = {
-            "backbone": list_backbones(),
-            "criterion": CRITERIA,
-            "repair": REPAIRS,
-            "scope": SCOPES,
-            "granularity": GRANULARITIES,
-            "learner": LEARNERS,
-        }
-        for key, names in known.items():
-            if key in fields and not (isinstance(fields[key], str) and fields[key] in names):
-                raise ValueError(f"{key}={fields[key]!r} is unknown: expected one of {', '.join(names)}")
-        return fields
+    @model_validator(mode="after")
+    def _tasks_are_known(self) -> "RunSpec":
+        known = list(list_tasks(self.stream)["name"])
+        if unknown := sorted(set(self.tasks or ()) - set(known)):
+            raise ValueError(
+                f"tasks={unknown} are not in the stream {self.stream!r}: expected some of {', '.join(known)}"
+            )
+        return self
 
-    @model_validator(mode="before")
-    @classmethod
-    def _precision_from_table(cls, fields: dict) -> dict:
-        if fields.get("precision") is None and isinstance(fields.get("backbone"), str):
-            table = json.loads((ROOT / "lib" / "learning" / "precision.json").read_text())
-            kind = str(fields.get("device", "cpu")).split(":")[0]
-            fields = {**fields, "precision": table.get(kind, {}).get(fields.get("backbone"), "fp32")}
-        return fields
 
-    def key(self, content: str) -> str:
-        """Hash of the canonical JSON of the spec and of a stream's `content`: the run's folder."""
-        canonical = json.dumps(self.model_dump(), sort_keys=True)
-        return hashlib.sha256(f"{canonical}\n{content}".encode()).hexdigest()[:16]
+@cache
+def best_image_size(backbone: str) -> int:
+    """The side in pixels that a backbone is best used at, for its compute."""
+    if backbone.startswith("efficientnet_lite"):
+        return 128
+    with torch.device("meta"):
+        return load_backbone(backbone, pretrained=False).image_size
 
 
 def _first_sentence(error: ValidationError) -> str:
@@ -120,7 +184,7 @@ def _first_sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         fields = ", ".join(RunSpec.model_fields)
         return f"Unknown field {where!r} in RunSpec: expected one of {fields}."
-    reason = first["msg"].removeprefix("Value error, ")
+    reason = first["msg"].removeprefix("Value error, ").removesuffix(".")
     if not where:
         return f"RunSpec: {reason}."
     if first["type"] == "missing":

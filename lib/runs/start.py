@@ -1,6 +1,5 @@
 """The network that each task starts from: the pretrained one, pruned once or for each task."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from lib.learning.learners import LEARNERS
@@ -9,7 +8,7 @@ from lib.pruning import plan_pruning
 from lib.pruning.criteria import CRITERIA
 from lib.pruning.repairs import REPAIRS
 from lib.runs.spec import RunSpec
-from lib.streams import TaskData
+from lib.streams.task import Split, Task, TaskData
 
 
 @dataclass(frozen=True)
@@ -21,29 +20,30 @@ class Start:
 
 
 class Starts:
-    """The pruned network: one for the stream, or one a task where pruning looks at the task's images.
+    """The pruned network: one for the stream, or one per task where pruning looks at the task's images.
 
     A learner that goes on from earlier tasks' networks keeps the first task's, whose structure they have, and
     is charged for it once; every other learner pays at each task, as if the task were alone.
     """
 
-    def __init__(self, spec: RunSpec, dense: Backbone, read: Callable[[int], TaskData]):
-        self.spec, self.dense, self.read = spec, dense, read
+    def __init__(self, spec: RunSpec, dense: Backbone, tasks: tuple[Task, ...]):
+        self.spec, self.dense, self.tasks = spec, dense, tasks
         looks = CRITERIA[spec.criterion].needs_images or REPAIRS[spec.repair].needs == "images"
         self.goes_on = LEARNERS[spec.learner].remembers > 0
-        self.one_a_task = looks and spec.ratio > 0 and not self.goes_on
-        self.event, self.start = None, None
+        self.one_per_task = looks and spec.ratio > 0 and not self.goes_on
+        self.event: int | None = None
+        self.start: Start | None = None
 
-    def for_task(self, event: int) -> Start:
+    def for_task(self, event: int, data: TaskData) -> Start:
         """Where to start task `event` from. Calibrates on a task's first training images, unlabelled."""
-        looked_at = event if self.one_a_task else 0
-        if self.event != looked_at:
-            self.event, self.start = looked_at, self._planned(looked_at)
+        looked_at = event if self.one_per_task else 0
+        if self.start is None or self.event != looked_at:
+            train = (data if event == looked_at else self.spec.data_of(self.tasks[looked_at])).train
+            self.event, self.start = looked_at, self._planned(train.first(self.spec.calibration_images))
         charged = event == looked_at or not self.goes_on
         return self.start if charged else Start(self.start.network, 0)
 
-    def _planned(self, event: int) -> Start:
-        images = self.read(event).train.images[: self.spec.calibration_images].permute(0, 3, 1, 2)
+    def _planned(self, seen: Split) -> Start:
         plan = plan_pruning(
             self.dense,
             self.spec.ratio,
@@ -52,7 +52,7 @@ class Starts:
             granularity=self.spec.granularity,
             repair=self.spec.repair,
             round_to=self.spec.round_to,
-            images=normalised(images, self.dense),
+            images=normalised(seen.images.permute(0, 3, 1, 2), self.dense),
             seed=self.spec.seed,
             image_size=self.spec.image_size,
         )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -56,6 +57,11 @@ class Place:
     open: Callable[[], Source]
 
 
+def are_tags(labels: Tensor | np.ndarray) -> bool:
+    """Whether labels are tags (N, C), of which an image has several or none, and not classes (N,)."""
+    return labels.ndim == 2
+
+
 @dataclass(frozen=True)
 class Split:
     """Images (N, H, W, 3) as uint8, and labels: classes (N,) int64 or tags (N, C) float 0/1."""
@@ -69,7 +75,7 @@ class Split:
     @property
     def is_multilabel(self) -> bool:
         """Whether an image may have several tags, or none, instead of one class."""
-        return self.labels.ndim == 2
+        return are_tags(self.labels)
 
     def first(self, count: int | None) -> "Split":
         """At most `count` images, all without it: the first ones, whose order is already random."""

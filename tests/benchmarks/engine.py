@@ -2,8 +2,8 @@
 
 Throughput: fine_tune from stored uint8 images, its cropping and normalising included, against the bare step
 on resident random tensors, and against torchvision's transforms on PIL images through a DataLoader with two
-workers in fp32, in a process that lib/learning/engine.py has not touched; all on the same threads, as ratios of images per
-second, the median of rounds that alternate.
+workers in fp32, in a process that lib/learning/engine.py has not touched; all on the same threads, as ratios
+of images per second, the median of rounds that alternate.
 Growth: time and peak memory of a run over the pocket stream when tasks, images, ratios or budgets double.
 Sharing: what all budgets of a run take, and those of learners that share nothing, against the largest alone.
 """
@@ -132,7 +132,8 @@ def bare_step(network: TaskNetwork, recipe: Recipe, precision: str, steps: int) 
 def measured_way(way: str, name: str, batch_size: int, images: int) -> tuple[float, float]:
     """Images a second of one of the ways, and the test error that it leaves."""
     backbone = load_backbone(name)
-    precision = RunSpec(backbone=name, ratio=0, budgets=[1]).precision
+    spec = RunSpec(backbone=name, ratio=0, budgets=[1])
+    precision, engine = spec.precision, spec.engine
     task = next(task for task in load_stream("pocket").tasks if task.name == "fashion_mnist")
     data = task.read(64)
     recipe = Recipe(RATE[name], batch_size=batch_size)
@@ -140,7 +141,7 @@ def measured_way(way: str, name: str, batch_size: int, images: int) -> tuple[flo
     ways = {
         "bare": lambda network, steps: bare_step(network, recipe, precision, steps),
         "ours": lambda network, steps: fine_tune(
-            network, data.train, Ledger(steps * batch_size * each), recipe, precision, seed=0
+            network, data.train, Ledger(steps * batch_size * each), recipe, engine, seed=0
         ),
         "plain": lambda network, steps: plain_loop(network, data.train, backbone, recipe, steps),
     }
@@ -150,7 +151,7 @@ def measured_way(way: str, name: str, batch_size: int, images: int) -> tuple[flo
     began = time.monotonic()
     ways[way](network, steps)
     rate = steps * batch_size / (time.monotonic() - began)
-    return rate, error_of(predict(network, data.test, precision), data.test.labels.numpy())
+    return rate, error_of(predict(network, data.test, engine), data.test.labels.numpy())
 
 
 def throughput(name: str, batch_size: int, images: int, threads: int) -> dict:

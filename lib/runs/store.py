@@ -1,0 +1,160 @@
+"""A run's folder: what was computed, by event and budget, whichever list of budgets asked for it."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock
+
+from lib.common.errors import UserError
+from lib.common.files import atomic_path, write_json
+from lib.common.provenance import provenance
+from lib.networks.backbone import Backbone, load_backbone, weights_hash
+from lib.runs.spec import RunSpec
+from lib.streams import Stream, load_stream
+
+
+class Store:
+    """What all runs of one key have computed.
+
+    events/ and predictions/ hold a file for each event and budget. networks/ and trainings/ hold what a
+    killed run goes on from. records.parquet, spec.json and provenance.json are of the run that ended last.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @contextmanager
+    def held(self, code: str) -> Iterator[None]:
+        """Hold the folder: of two runs at once, the second waits for the first.
+
+        Drops what other training code than `code`, a hash, computed. Raises UserError where the folder
+        cannot be written or locked.
+        """
+        lock = FileLock(self.folder / ".lock")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            raise UserError(
+                f"Cannot hold {self.folder} ({error.strerror or error}): expected a writable folder with "
+                "file locks. Choose another with out=, or change its permissions."
+            ) from error
+        try:
+            self._start_over_unless(code)
+            yield
+        finally:
+            lock.release()
+
+    def _start_over_unless(self, code: str) -> None:
+        stamp = self.folder / "training_hash"
+        if not stamp.exists() or stamp.read_text() != code:
+            for name in ("events", "predictions", "networks", "trainings"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+            (self.folder / "records.parquet").unlink(missing_ok=True)
+            _write_text(stamp, code)
+
+    def has(self, event: int, budget: float) -> bool:
+        """Whether an event has been learnt within a budget."""
+        return self._event(event, budget).exists()
+
+    def keep(self, event: int, budget: float, row: dict, predictions: dict[str, np.ndarray]) -> None:
+        """Store what came out; with its row an event is done."""
+        with atomic_path(self.predictions(event, budget)) as temporary:
+            np.savez(temporary, **predictions)
+        write_json(self._event(event, budget), row)
+
+    def records(self, spec: RunSpec, stream: Stream) -> pd.DataFrame:
+        """One row per event and budget of `spec`, in order. Raises UserError where one is not done."""
+        asked = [(event, budget) for event in range(len(stream.tasks)) for budget in spec.budgets]
+        if not all(self.has(*one) for one in asked):
+            raise UserError(
+                f"{self.folder} holds no complete run of this spec: call run_stream with it first."
+            )
+        common = spec.model_dump(exclude={"budgets", "tasks"})
+        rows = [{**common, **json.loads(self._event(*one).read_text())} for one in asked]
+        return pd.DataFrame(rows).assign(left_out=", ".join(stream.left_out))
+
+    def end(self, spec: RunSpec, records: pd.DataFrame, about: dict | None) -> None:
+        """Write the records of a run, and drop what it would have gone on from.
+
+        `about` says how what was computed came about; None where nothing was.
+        """
+        if about is not None:
+            write_json(self.folder / "provenance.json", {**provenance(), **about})
+        file = self.folder / "records.parquet"
+        if not file.exists() or not pd.read_parquet(file).equals(records):
+            with atomic_path(file) as temporary:
+                records.to_parquet(temporary, index=False)
+        shutil.rmtree(self.folder / "trainings", ignore_errors=True)
+        for budget in spec.budgets:  # another run may go on from those of other budgets
+            shutil.rmtree(self.networks(budget), ignore_errors=True)
+
+    def describe(self, spec: RunSpec) -> None:
+        """Leave the spec beside the results, for people to read."""
+        _write_text(self.folder / "spec.json", spec.model_dump_json(indent=1) + "\n")
+
+    def predictions(self, event: int, budget: float) -> Path:
+        """The file of an event's logits and labels."""
+        return self.folder / "predictions" / f"{event}-{budget!r}.npz"
+
+    def networks(self, budget: float) -> Path:
+        """The folder of the networks that one event leaves to the next."""
+        return self.folder / "networks" / repr(budget)
+
+    def trainings(self, name: str) -> Path:
+        """The folder of a training's states while it lasts."""
+        return self.folder / "trainings" / name
+
+    def _event(self, event: int, budget: float) -> Path:
+        return self.folder / "events" / f"{event}-{budget!r}.json"
+
+
+def open_run(spec: RunSpec, out: Path | str) -> tuple[Stream, Backbone, Store]:
+    """The stream and the dense network of a run, and where it keeps what it computes."""
+    stream = load_stream(spec.stream, spec.missing).only(spec.tasks)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)  # of random weights
+        dense = load_backbone(spec.backbone, spec.pretrained, spec.weights)
+    return stream, dense, Store(Path(out) / spec.key(stream.content, weights_hash(dense)))
+
+
+def run_folder(spec: RunSpec, out: Path | str) -> Path:
+    """Where `run_stream` keeps what it computes for `spec`."""
+    return open_run(spec, out)[2].folder
+
+
+def export_records(spec: RunSpec, out: Path | str, file: Path | str) -> None:
+    """Copy the finished records of `spec` to `file` (Parquet), their provenance beside it (JSON)."""
+    stream, _, store = open_run(spec, out)
+    records, file = store.records(spec, stream), Path(file)
+    with atomic_path(file.with_suffix(".json")) as temporary:
+        shutil.copyfile(store.folder / "provenance.json", temporary)
+    with atomic_path(file) as temporary:
+        records.to_parquet(temporary, index=False)
+
+
+def saved_predictions(spec: RunSpec, out: Path | str) -> dict[tuple[int, float], dict[str, np.ndarray]]:
+    """Logits and labels of dev and test by event and budget, to compute another metric from.
+
+    Keys of each: logits_dev, labels_dev, logits_test, labels_test; the error of a record is
+    `lib.learning.training.error_of` of them. Raises UserError where the run is not complete.
+    """
+    stream, _, store = open_run(spec, out)
+    found = {}
+    for event, budget in store.records(spec, stream)[["event", "budget"]].itertuples(index=False):
+        with np.load(store.predictions(event, budget)) as arrays:
+            found[event, budget] = dict(arrays)
+    return found
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Unless it is there already: times of files tell what was renewed."""
+    if not path.exists() or path.read_text() != text:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text)
