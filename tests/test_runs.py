@@ -10,11 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from helpers import plain_plan
+import torch
 from pandas.testing import assert_frame_equal
+from PIL import Image
 
 from lib.common.errors import UserError
 from lib.common.paths import ROOT
@@ -332,7 +335,8 @@ def test_changed_training_code_computes_anew(tmp_path, monkeypatch):
         {"learning_rate": 0.01},
         {"precision": "bf16"},
         {"threads": 2},
-        {"budgets": [0.3]},
+        {"image_size": 48},
+        {"pretrained": False},
         {"repair": "none"},
     ],
 )
@@ -345,6 +349,78 @@ def test_key_does_not_depend_on_how_a_spec_is_written(tmp_path):
     explicit = ONE_TASK | {"scope": "uniform", "seed": 0, "device": "cpu"}
     folders = {run_folder(RunSpec(**fields), tmp_path) for fields in (ONE_TASK, backwards, explicit)}
     assert len(folders) == 1
+
+
+def test_what_changes_no_number_does_not_change_the_folder(tmp_path, monkeypatch):
+    """The list of budgets, what is done about missing tasks, and how the same path is written."""
+    monkeypatch.chdir(tmp_path)
+    images = tmp_path / "digits" / "train"
+    for label in "ab":
+        (images / label).mkdir(parents=True)
+        for number in range(12):
+            Image.new("RGB", (8, 8), (number, 9 * number, 40)).save(images / label / f"{number}.png")
+    text = "name: own\ntasks:\n- {name: digits, source: 'folder:digits', year: 2000}\n"
+    (tmp_path / "stream.yaml").write_text(text)
+    own = ONE_TASK | {"tasks": None}
+    spellings = ["stream.yaml", "./stream.yaml", tmp_path / "stream.yaml", str(tmp_path / "stream.yaml")]
+    specs = [own | {"stream": path} for path in spellings]
+    assert len({run_folder(RunSpec(**fields), "runs") for fields in specs}) == 1
+    others = {"budgets": [0.3, 7]}, {"missing": "skip"}
+    assert len({run_folder(RunSpec(**ONE_TASK | change), "runs") for change in ({}, *others)}) == 1
+
+
+def test_other_weights_are_another_run(tmp_path):
+    """Under one name: by the tensors that were loaded, not by the path of the file."""
+    fields = ONE_TASK | {"backbone": "resnet18half_64"}
+    network = load_backbone("resnet18half_64")
+    for name in ("a.pth", "b.pth"):
+        torch.save(network.state_dict(), tmp_path / name)
+    folders = [
+        run_folder(RunSpec(**fields | {"weights": tmp_path / name}), tmp_path) for name in ("a.pth", "b.pth")
+    ]
+    assert folders[0] == folders[1] == run_folder(RunSpec(**fields), tmp_path)
+    with torch.no_grad():
+        network.body.conv1.weight[0, 0, 0, 0] += 1
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    assert run_folder(RunSpec(**fields | {"weights": tmp_path / "a.pth"}), tmp_path) != folders[0]
+
+
+@pytest.mark.parametrize("learner", ["independent", "previous"])
+def test_runs_of_other_budgets_share_what_is_done_and_both_are_right(learner, tmp_path):
+    """One after the other, at once, and after one of them was killed."""
+    fields = PRUNED | {"backbone": "resnet18half_64", "learner": learner}
+    alone = {
+        budgets: run_stream(RunSpec(**fields | {"budgets": list(budgets)}), tmp_path / f"alone {budgets}")
+        for budgets in ((0.5, 1.0), (0.25, 1.0), (0.5,))
+    }
+    specs = {budgets: RunSpec(**fields | {"budgets": list(budgets)}) for budgets in alone}
+    for budgets, spec in specs.items():
+        records = run_stream(spec, tmp_path / "shared")
+        assert_same_records(records, alone[budgets])
+        assert_same_records(
+            pd.read_parquet(run_folder(spec, tmp_path / "shared") / "records.parquet"), records
+        )
+        export_records(spec, tmp_path / "shared", tmp_path / "copy.parquet")
+        assert_same_records(pd.read_parquet(tmp_path / "copy.parquet"), records)
+    shared = run_stream(specs[0.5, 1.0], tmp_path / "shared")
+    again = run_stream(specs[0.25, 1.0], tmp_path / "shared")
+    of_both = [records.loc[records["budget"] == 1.0, "seconds"].tolist() for records in (shared, again)]
+    assert of_both[0] == of_both[1], "computed once"
+    assert len(list((tmp_path / "shared").iterdir())) == 1
+    # At once.
+    both = [
+        start_run(fields | {"budgets": list(budgets)}, tmp_path / "at once")
+        for budgets in ((0.5, 1.0), (0.25, 1.0))
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 0, errors
+    # Killed, and the other one done meanwhile.
+    killed_run(fields | {"budgets": [0.5, 1.0]}, tmp_path / "killed")
+    for out in (tmp_path / "at once", tmp_path / "killed"):
+        for budgets in ((0.25, 1.0), (0.5, 1.0)):
+            assert_same_records(run_stream(specs[budgets], out), alone[budgets])
+        assert not list(out.glob("*/networks/*/*")) and not list(out.glob("*/trainings/*"))
 
 
 def test_folder_holds_the_readable_spec_and_the_provenance(pruned, pruned_out):
@@ -457,6 +533,17 @@ def test_bad_spec_is_one_sentence_with_the_value_and_what_is_expected(tmp_path, 
     message = str(error.value)
     assert value in message and expected in message
     assert "\n" not in message and message.endswith(".")
+
+
+def test_the_notebook_s_parameters_are_those_of_a_spec_with_its_defaults():
+    cells = nbformat.read(ROOT / "notebooks" / "experiment.ipynb", 4).cells
+    (parameters,) = (cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    found = {}
+    exec(parameters, found)
+    del found["__builtins__"], found["runs"], found["records_file"]
+    assert found.keys() == RunSpec.model_fields.keys()
+    for name, field in RunSpec.model_fields.items():
+        assert field.is_required() or found[name] == field.default, name
 
 
 @pytest.mark.parametrize("field", ["backbone", "ratio", "budgets"])

@@ -119,11 +119,13 @@ class RunSpec(BaseModel):
     def _reference_is_known(cls, reference: str | None) -> str | None:
         if reference is not None:
             name, _, size = reference.partition("@")
+            wanted = f"expected network@pixels with {SIZES[0]}..{SIZES[1]} pixels, such as resnet50@64"
             if not size.isdigit() or not SIZES[0] <= int(size) <= SIZES[1]:
-                raise ValueError(
-                    f"expected network@pixels with {SIZES[0]}..{SIZES[1]} pixels, such as resnet50@64"
-                )
-            find_backbone(name)
+                raise ValueError(wanted)
+            try:
+                find_backbone(name)
+            except UserError as error:
+                raise ValueError(f"{wanted}. {error}") from error
         return reference
 
     @field_validator("image_size", mode="before")
