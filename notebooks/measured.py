@@ -58,33 +58,33 @@ def time_table(backbones: Iterable[str], ratios: Iterable[float], image_size: in
     tables = []
     for backbone in backbones:
         dense = load_backbone(backbone, pretrained=False)
-        precision = RunSpec(backbone=backbone, ratio=0, budgets=[1]).precision
-        whole = _times(dense, precision, image_size)
+        spec = RunSpec(backbone=backbone, ratio=0, budgets=[1])
+        whole = _times(dense, spec, image_size)
         for granularity in ("filter", "channel"):
             for ratio in (0.0, *ratios):
                 table = whole
                 if ratio:
                     how = {"criterion": "l1", "scope": "uniform", "repair": "none"}
                     pruned = plan_pruning(dense, ratio, granularity=granularity, **how).apply(dense)
-                    table = _times(pruned, precision, image_size)
+                    table = _times(pruned, spec, image_size)
                 shares = table[["macs", "ms"]] / whole[["macs", "ms"]]
                 table[["share_of_macs", "share_of_time"]] = shares
                 about = {
                     "backbone": backbone,
                     "granularity": granularity,
                     "ratio": ratio,
-                    "precision": precision,
+                    "precision": spec.precision,
                 }
                 tables.append(pd.DataFrame(about, index=table.index).join(table))
     return pd.concat(tables, ignore_index=True)
 
 
-def _times(network: Backbone, precision: str, image_size: int) -> pd.DataFrame:
+def _times(network: Backbone, spec: RunSpec, image_size: int) -> pd.DataFrame:
     """Work, MACs and milliseconds of one image, forward and in training."""
     rows = []
     for batch in (1, 32):
-        took = measure_latency(network, image_size, batch_size=batch, precision=precision) / batch
+        took = measure_latency(network, image_size, batch_size=batch, precision=spec.precision) / batch
         rows.append((f"forward, batch {batch}", forward_macs(network, image_size), took))
-    took = 1000 / images_per_second(network, precision, image_size, rounds=3)
+    took = 1000 / images_per_second(network, image_size, spec.engine, rounds=3)
     rows.append(("training, batch 16", training_macs(TaskNetwork(network, 10), image_size), took))
     return pd.DataFrame(rows, columns=["work", "macs", "ms"])

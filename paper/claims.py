@@ -19,7 +19,6 @@ from torch import nn
 from lib.common.errors import UserError, choose
 from lib.common.paths import FIGURES, ROOT
 from lib.evidence import adviser, scaling
-<<<<<<< HEAD
 from lib.evidence.records import (
     GAINS,
     RESAMPLES,
@@ -31,10 +30,7 @@ from lib.evidence.records import (
     points_gained,
     seeds_in_common,
 )
-=======
-from lib.evidence import records as analysis
 from lib.learning.engine import Engine
->>>>>>> b9c228e (Give every learner one job and one engine; keep a run by what changes its numbers; derive what a training and a figure depend on)
 from lib.learning.ledger import Ledger
 from lib.learning.training import Recipe, TaskNetwork, fine_tune
 from lib.networks.backbone import load_backbone

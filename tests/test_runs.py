@@ -14,8 +14,8 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import plain_plan
 import torch
+from helpers import plain_plan
 from pandas.testing import assert_frame_equal
 from PIL import Image
 

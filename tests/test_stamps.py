@@ -28,6 +28,7 @@ def copy(tmp_path, monkeypatch) -> Path:
     shutil.copy(paths.ROOT / "requirements.txt", tmp_path)
     for module in (stamps, profiles):
         monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(stamps, "LIB", tmp_path / "lib")
     monkeypatch.setattr(profiles, "BUILD", tmp_path / "build")
     monkeypatch.setattr(profiles, "PROFILES", tmp_path / "notebooks" / "profiles.toml")
     return tmp_path
@@ -117,6 +118,11 @@ def test_code_that_trains_changes_every_arm_and_the_figures_that_are_measured_wi
     assert training_stamps() <= found
     assert drawings("06_macs_and_measured_time", "experiment") <= found
     assert not drawings("02_error_against_compute", "08_learners") & found
+
+
+def test_a_module_beside_the_notebooks_changes_the_figures_of_those_that_import_it(copy):
+    found = changed(copy, "notebooks/measured.py", change_a_number)
+    assert found == drawings("05_zero_shot_fidelity", "06_macs_and_measured_time")
 
 
 @pytest.mark.parametrize("file", ["lib/runs/run.py", "lib/learning/learners.py", "lib/networks/macs.py"])
@@ -262,7 +268,7 @@ def test_pin_of_a_package_that_makes_numbers_changes_every_arm(copy, package):
 
 
 def test_pin_of_another_package_changes_nothing(copy):
-    assert changed(copy, "requirements.txt", lambda text: text.replace("ruff==", "ruff==9")) == set()
+    assert changed(copy, "requirements.txt", lambda text: text.replace("jupyterlab==", "jupyterlab==9")) == set()
 
 
 def test_cards_of_the_stream_change_every_arm(copy):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from lib.common.paths import ROOT
+from lib.common.paths import LIB, ROOT
 
 # Fields of a spec whose value names a function under a decorator of the same name, or a row of a table.
 _NAMING = ("backbone", "criterion", "repair", "learner")
@@ -37,11 +37,12 @@ Sources = tuple[tuple[str, bytes], ...]  # modules and what is in their files
 
 
 def read_sources() -> Sources:
-    """The modules of lib/ and paper/ as they are now."""
+    """The modules of lib/ and paper/, and those beside the notebooks, as they are now."""
     found = []
-    for file in sorted(file for room in ("lib", "paper") for file in (ROOT / room).rglob("*.py")):
-        name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-        found.append((name.removesuffix(".__init__"), file.read_bytes()))
+    for folder, base in ((LIB, LIB.parent), (ROOT / "paper", ROOT), (ROOT / "notebooks", ROOT / "notebooks")):
+        for file in sorted(folder.rglob("*.py")):
+            name = ".".join(file.relative_to(base).with_suffix("").parts)
+            found.append((name.removesuffix(".__init__"), file.read_bytes()))
     return tuple(found)
 
 
@@ -55,20 +56,20 @@ def training_hash(arm: Mapping[str, object], sources: Sources | None = None) -> 
     fields = {**_defaults(dict(sources)["lib.runs.spec"]), **arm}
     backbone, reference = str(fields["backbone"]), str(fields["reference"] or "").split("@")[0]
     names = frozenset({reference, *(str(fields[field]) for field in _NAMING)})
-    lib = ROOT / "lib"
-    weights = fields["weights"] or lib / "networks" / "weights" / f"{backbone}.safetensors"
-    stream = lib / "streams" / str(fields["stream"]) / "cards.json"
+    weights = fields["weights"] or LIB / "networks" / "weights" / f"{backbone}.safetensors"
+    stream = LIB / "streams" / str(fields["stream"]) / "cards.json"
     data = [file for file in (Path(str(weights)), Path(str(fields["stream"])), stream) if file.is_file()]
-    requirements = (ROOT / "requirements.txt").read_text().splitlines()
-    pins = [line.split("#")[0].strip() for line in requirements if line.startswith(_TRAINING_PINS)]
-    tables = [json.loads((lib / "learning" / name).read_text()) for name in _TABLES]
+    requirements = ROOT / "requirements.txt"  # not there where the library was installed alone
+    lines = requirements.read_text().splitlines() if requirements.exists() else []
+    pins = [line.split("#")[0].strip() for line in lines if line.startswith(_TRAINING_PINS)]
+    tables = [json.loads((LIB / "learning" / name).read_text()) for name in _TABLES]
     rows = json.dumps([_rows_of(backbone, table) for table in tables], sort_keys=True)
     code = _code_hash(sources, ("lib.runs.run",), names, readers=False)
     return _digest("\n".join([code, hash_of(data), *pins, rows]))
 
 
 def drawing_hash(notebook: Path, sources: Sources | None = None) -> str:
-    """Hash of the code that a notebook's code cells import, as far as it is in lib/ or paper/."""
+    """Hash of the code that a notebook's code cells import, as far as it is the repository's."""
     code = "\n".join(line for line in code_of(notebook).splitlines() if not line.startswith(("%", "!")))
     return _code_hash(sources or read_sources(), tuple(sorted(_imports(ast.walk(ast.parse(code))))))
 
