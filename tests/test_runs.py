@@ -1,5 +1,6 @@
 """Runs: equal compute, records that repeat bit for bit, kills, full disks and bad specs."""
 
+import inspect
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from lib.learning.learners import LEARNERS
 from lib.learning.training import TaskNetwork, error_of
 from lib.networks.backbone import list_backbones, load_backbone
 from lib.networks.macs import forward_macs, training_macs
+from lib.pruning import plan_pruning
 from lib.pruning.criteria import CRITERIA
 from lib.pruning.repairs import REPAIRS
 from lib.runs import run as runs
@@ -39,6 +41,7 @@ PRUNED = {
     "backbone": "efficientnet_lite0",
     "ratio": 0.5,
     "criterion": "activation",
+    "scope": "uniform",
     "repair": "mean",
     "budgets": [0.25, 0.5],
     "tasks": TASKS,
@@ -533,6 +536,12 @@ def test_bad_spec_is_one_sentence_with_the_value_and_what_is_expected(tmp_path, 
     message = str(error.value)
     assert value in message and expected in message
     assert "\n" not in message and message.endswith(".")
+
+
+def test_planning_has_the_defaults_of_a_spec():
+    planned = inspect.signature(plan_pruning).parameters
+    for name in ("criterion", "scope", "granularity", "repair", "round_to", "seed"):
+        assert planned[name].default == RunSpec.model_fields[name].default, name
 
 
 def test_the_notebook_s_parameters_are_those_of_a_spec_with_its_defaults():

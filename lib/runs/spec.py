@@ -50,9 +50,9 @@ class RunSpec(BaseModel):
     backbone: str
     ratio: float = Field(ge=0, lt=1)  # share of filters removed; 0 is the dense network
     criterion: str = "activation"
-    scope: str = "uniform"
+    scope: str = "global"
     granularity: str = "filter"
-    repair: str = "mean"
+    repair: str = "least_squares_synthetic"
     round_to: int = Field(8, ge=1)
     learner: str = "independent"
     stream: str = "pocket"  # a name, or the path of a stream.yaml
