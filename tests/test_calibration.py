@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lib.common.errors import UserError
-from lib.streams import load_stream
-from lib.streams.calibration import FILE, calibration_images
+from lib.streams import calibration_images, load_stream
+from lib.streams.calibration import FILE
 from tools.pocket.calibration import _paragraphs, _rights
 
 
