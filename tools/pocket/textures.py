@@ -7,46 +7,19 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from tools.pocket.common import SIDE, Sample, Sources, drop_near_duplicates, task
+from tools.pocket.common import SIDE, Sample, Sources, Task, drop_near_duplicates, task
 
-# Material -> pattern for the file's name, numbers cut off. The first that matches decides.
-MATERIALS = {
-    "brick": r"(wall_)?(stone)?bricks?(_[a-z])?|wall_bricks|trak4_brick|streetbricks",
-    "carpet": r"carpet|textil",
-    "concrete": r"concrete(_[a-z])?",
-    "grass": r"grass(_[a-z])?|grass_(lush|mowed_\w+|tall_\w+)|hedge|jungle",
-    "ground": r"dirt(_[a-z]+)?|ground_dirt|desert|sand(_s)?|soil|drymud|rockyground|sp_ground",
-    "metal": r"metall?(_[a-z])?|ab_metal|e8_mtlwall\w?|mtl_gray|rust|tin",
-    "rock": r"(pj)?rocks?(_w)?",
-    "roof": r"roof(_[a-z])?",
-    "tiles": r"tiles?(_[a-z])?",
-    "wood": r"(s_)?wood(_?[a-z])?|floor_wood|wall_wood|wizwood|woodceiling\w|parquet",
-}
 PATCHES_PER_TEXTURE = 6
 
 
-@task(
-    name="materials",
-    year=2005,
-    year_reason="classifying materials over many samples of each began with KTH-TIPS2 in 2005.",
-    domain="textures",
-    classes=tuple(MATERIALS),
-    title="Of which material is this patch of a surface?",
-    packages=("ufoai-textures",),
-    upstream="UFO: Alien Invasion, textures",
-    licence="GPL-2.0-or-later AND CC-BY-3.0 AND CC-BY-SA-3.0",
-    attribution="The UFO:AI team and the contributors whom the package's copyright file lists file by file.",
-    notes="Square patches of half a texture's side, up to six from each; all patches of one texture are "
-    "in one split. Grey, mean and contrast made equal, so that structure alone decides. Mostly "
-    "photographs, some painted over.",
-)
-def materials(sources: Sources) -> list[Sample]:
+@task("materials")
+def materials(sources: Sources, of: Task) -> list[Sample]:
     """Patches of the textures whose file name says what they are made of."""
     package = sources.deb("ufoai-textures") / "usr/share/games/ufoai/base/0textures.pk3"
     textures = []
     with zipfile.ZipFile(package) as archive:
         for name in sorted(archive.namelist()):
-            material = _material(name)
+            material = _material(name, of)
             if material is not None:
                 picture = Image.open(io.BytesIO(archive.read(name)))
                 if min(picture.size) >= SIDE and max(picture.size) <= 2 * min(picture.size):
@@ -59,12 +32,13 @@ def materials(sources: Sources) -> list[Sample]:
     return list(samples.values())
 
 
-def _material(name: str) -> int | None:
+def _material(name: str, of: Task) -> int | None:
+    """The material that the name says, numbers cut off: the first whose pattern matches."""
     stem = name.rpartition("/")[2].rpartition(".")[0]
     if "_nm" in stem or "_sm" in stem:
         return None
     word = re.sub(r"[\d_]*$", "", re.sub(r"_?\d+[a-z]?$", "", stem))
-    for label, pattern in enumerate(MATERIALS.values()):
+    for label, pattern in enumerate(of.by_class.values()):
         if re.fullmatch(pattern, word):
             return label
     return None
