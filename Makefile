@@ -154,7 +154,7 @@ tune: setup ## measure the precision that BACKBONES (default: all) train fastest
 	@$(PY) -m tools.tune_precision "$(or $(DEVICE),cpu)" $(BACKBONES)
 
 tasks: setup ## list the tasks of STREAM (default: pocket; or the path of a stream.yaml), here or not
-	@$(PY) -m lib.streams "$(or $(STREAM),pocket)"
+	@$(PY) -m tools.tasks "$(or $(STREAM),pocket)"
 
 lab: setup ## open JupyterLab on the start page
 	$(PY) -m jupyter lab $(LAB) $(if $(filter 0,$(shell id -u)),--allow-root)
