@@ -42,7 +42,7 @@ export PYTHONUTF8 := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup figures rerun runs $(EXTRAS:%=setup-%) test test-slow test-sweep test-all notebooks pretrain numbers verify paper arxiv benchmark tune tasks lab html lint format clean _drawn _measured _arms
+.PHONY: help setup figures rerun runs $(EXTRAS:%=setup-%) test test-slow test-sweep test-all notebooks pretrain numbers verify paper arxiv benchmark tune tasks data lab html lint format clean _drawn _measured _arms
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -155,6 +155,9 @@ tune: setup ## measure the precision that BACKBONES (default: all) train fastest
 
 tasks: setup ## list the tasks of STREAM (default: pocket; or the path of a stream.yaml), here or not
 	@$(PY) -m tools.tasks "$(or $(STREAM),pocket)"
+
+data: setup ## download what torchvision can of STREAM's data sets, and say how to get the others
+	@$(PY) -m tools.datasets.download "$(or $(STREAM),nevis/short)"
 
 lab: setup ## open JupyterLab on the start page
 	$(PY) -m jupyter lab $(LAB) $(if $(filter 0,$(shell id -u)),--allow-root)

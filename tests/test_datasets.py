@@ -1,6 +1,10 @@
 """tools/datasets: copies of data sets become tasks, in the benchmark's parts; damage is said."""
 
+import gzip
+import io
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -10,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
 from lib.common.errors import UserError
 from lib.common.paths import ROOT
 from lib.streams import load_stream
 from lib.streams.archive import ArchiveSource
+from tools.datasets import objects
 from tools.datasets import prepare as preparing
 from tools.datasets.prepare import archive_of, cut, distinct, pictures, prepare
 
@@ -202,3 +208,321 @@ def test_a_killed_preparation_leaves_no_archive_and_is_done_again(tmp_path):
     assert not archive_of("UIUC cars").exists()
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "2 classes" in again.stdout and sum(map(len, read_back("UIUC cars").values())) == 1050
+
+
+# --- the layout of each copy ------------------------------------------------------------------------
+# Each function below writes a small copy of a data set and returns, beside its name, what must come of it:
+# class and pixels of the images of each official part, "all" where the benchmark cuts everything anew.
+
+Truth = dict[str, list[tuple[str, bytes]]]
+
+
+def files(folder: Path, names: dict[str, str], channels: int = 3) -> list[tuple[str, bytes]]:
+    """Write an image per name, whose class is the value; return classes and pixels."""
+    for name in names:
+        image(folder / name, channels)
+    return [(label, pixels_of((folder / name).read_bytes())) for name, label in names.items()]
+
+
+def pixels_of(content: bytes) -> bytes:
+    return np.asarray(Image.open(io.BytesIO(content))).tobytes()
+
+
+def class_folders(folder: Path, suffix: str, count: int = 20, channels: int = 3) -> list[tuple[str, bytes]]:
+    names = {f"{'abc'[number % 3]}/{number}{suffix}": "abc"[number % 3] for number in range(count)}
+    return files(folder, names, channels)
+
+
+def idx(values: np.ndarray) -> bytes:
+    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
+
+
+def digits(count: int, side: int) -> tuple[np.ndarray, np.ndarray, list[tuple[str, bytes]]]:
+    values, labels = RNG.integers(0, 256, (count, side, side), np.uint8), RNG.integers(0, 10, count, np.uint8)
+    return (
+        values,
+        labels,
+        [(str(label), image.tobytes()) for image, label in zip(values, labels, strict=True)],
+    )
+
+
+def cifar10(copy: Path) -> tuple[str, Truth]:
+    return "CIFAR 10", {part: class_folders(copy / part, ".jpg") for part in ("train", "test")}
+
+
+def cifar100(copy: Path) -> tuple[str, Truth]:
+    return "CIFAR 100", {part: class_folders(copy / part, ".png") for part in ("train", "test")}
+
+
+def fashion_mnist(copy: Path) -> tuple[str, Truth]:
+    truth = {}
+    for name, part, count in (("train", "train", 40), ("t10k", "test", 12)):
+        values, labels, truth[part] = digits(count, 28)
+        (copy / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(values)))
+        (copy / f"{name}-labels-idx1-ubyte").write_bytes(idx(labels))
+    return "Fashion MNIST", truth
+
+
+def not_mnist(copy: Path) -> tuple[str, Truth]:
+    values, labels, truth = digits(40, 28)
+    values[7], labels[7] = values[3], labels[3]  # one that repeats another
+    (copy / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(values)))
+    (copy / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
+    return "NotMNIST", {"all": truth[:7] + truth[8:]}
+
+
+def usps(copy: Path) -> tuple[str, Truth]:
+    h5py = pytest.importorskip("h5py")
+    truth = {}
+    (copy / "data").mkdir()
+    with h5py.File(copy / "data/usps.h5", "w") as file:
+        for part, count in (("train", 40), ("test", 12)):
+            values, labels, truth[part] = digits(count, 16)
+            file[f"{part}/data"] = values.reshape(count, -1).astype(np.float32) / 255
+            file[f"{part}/target"] = labels.astype(np.int32)
+    return "USPS", truth
+
+
+def mnist_m(copy: Path) -> tuple[str, Truth]:
+    truth = []
+    for part, count in (("train", 30), ("test", 10)):
+        names = {
+            f"mnist_m_{part}/{number:08d}.png": str((number + len(part)) % 10) for number in range(count)
+        }
+        truth += files(copy / "mnist_m", names)  # names of train and test are the same, their classes are not
+        lines = [f"{Path(name).name} {label}\n" for name, label in names.items()]
+        (copy / f"mnist_m/mnist_m_{part}_labels.txt").write_text("".join(lines))
+    return "MNIST-m", {"all": truth}
+
+
+def semeion(copy: Path) -> tuple[str, Truth]:
+    bits, labels = RNG.integers(0, 2, (40, 256)), RNG.integers(0, 10, 40)
+    rows = np.hstack([bits, np.eye(10, dtype=int)[labels]])
+    (copy / "semeion.data").write_text("".join(" ".join(map("{:.4f}".format, row)) + " \n" for row in rows))
+    truth = zip(map(str, labels), (255 * bits).astype(np.uint8), strict=True)
+    return "Semeion", {"all": [(label, values.tobytes()) for label, values in truth]}
+
+
+def chars74k(copy: Path) -> tuple[str, Truth]:
+    kept = {
+        f"English/Img/{kind}/Bmp/Sample{number % 4:03d}/{number}.png": f"Sample{number % 4:03d}"
+        for kind in ("GoodImg", "BadImag")
+        for number in range(20)
+    }
+    image(copy / "RotatedEnglish/Img/GoodImg/Bmp/Sample001/1.png")
+    return "Chars74K", {"all": files(copy, kept)}
+
+
+def extended_yaleb(copy: Path) -> tuple[str, Truth]:
+    names = {f"CroppedYale/yaleB0{n % 3}/yaleB0{n % 3}_P00A+{n:03d}.pgm": f"yaleB0{n % 3}" for n in range(30)}
+    image(copy / "CroppedYale/yaleB00/yaleB00_P00_Ambient.pgm", channels=1)
+    (copy / "CroppedYale/yaleB00/yaleB00_P00A-035E+15.pgm.bad").touch()
+    return "Extended YaleB", {"all": files(copy, names, channels=1)}
+
+
+def olivetti(copy: Path) -> tuple[str, Truth]:
+    images = RNG.integers(0, 256, (30, 64, 64), np.uint8)
+    columns = np.stack([values.T.flatten() for values in images], axis=1).astype(np.float64)
+    scipy.io.savemat(copy / "olivettifaces.mat", {"faces": columns, "p": 1})
+    truth = [(f"{number // 10 + 1:02d}", values.tobytes()) for number, values in enumerate(images)]
+    return "Olivetti Face Dataset", {"all": truth}
+
+
+def scenes15(copy: Path) -> tuple[str, Truth]:
+    truth = class_folders(copy / "data/train", ".jpg") + class_folders(copy / "data/test", ".jpg")
+    (copy / "data/train/c/again.jpg").write_bytes((copy / "data/train/a/0.jpg").read_bytes())
+    (copy / "data/.DS_Store").touch()
+    return "15 Scenes", {"all": truth}
+
+
+def isic(copy: Path) -> tuple[str, Truth]:
+    truth, kinds = {}, ["nevus", "melanoma", "seborrheic keratosis"]
+    for folder, part, count in (
+        ("Training", "train", 30),
+        ("Validation", "dev_test", 9),
+        ("Test_v2", "test", 12),
+    ):
+        names = {f"ISIC-2017_{folder}_Data/ISIC_{n:07d}.jpg": kinds[n * n % 3] for n in range(count)}
+        truth[part] = files(copy, names)
+        rows = [
+            [Path(name).stem if part == "test" else number, kind == kinds[1], kind == kinds[2]]
+            for number, (name, kind) in enumerate(names.items(), 1)
+        ]
+        text = "image_id,melanoma,seborrheic_keratosis\n"
+        text += "".join(f"{name},{float(one)},{float(other)}\n" for name, one, other in rows) + ",,\n"
+        (copy / f"ISIC-2017_{folder}_Part3_GroundTruth.csv").write_text(text)
+    return "ISBI-ISIC 2017 melanoma classification challenge", truth
+
+
+def dtd(copy: Path) -> tuple[str, Truth]:
+    return "DTD", {"all": class_folders(copy / "images", ".jpg", 60)}
+
+
+def landsat(copy: Path) -> tuple[str, Truth]:
+    truth = {}
+    (copy / "data").mkdir()
+    for suffix, part, count in (("trn", "train", 40), ("tst", "test", 12)):
+        values, labels = RNG.integers(50, 200, (count, 9, 4), np.uint8), RNG.integers(1, 8, count)
+        lines = [" ".join(map(str, [*v.flatten(), label])) for v, label in zip(values, labels, strict=True)]
+        if part == "train":
+            lines.insert(0, "\t".join(map(str, range(1, 38))))
+        (copy / f"data/sat.{suffix}").write_text("\n".join(lines) + "\n")
+        truth[part] = [(str(label), v[:, :3].tobytes()) for v, label in zip(values, labels, strict=True)]
+    return "LandSat UCI repo", truth
+
+
+def pacs(copy: Path) -> tuple[str, Truth]:
+    train = class_folders(copy / "PACS/photo", ".png") + class_folders(copy / "PACS/cartoon", ".png")
+    train += class_folders(copy / "PACS/art_painting", ".jpg")
+    test = class_folders(copy / "PACS/sketch", ".png")
+    return "PACS", {"train and dev": train, "test and dev_test": test}
+
+
+def stanford_cars(copy: Path) -> tuple[str, Truth]:
+    names = {f"cars_train/{number}.jpg": f"{number * number % 7 + 1:03d}" for number in range(1, 41)}
+    (copy / "train_perfect_preds.txt").parent.mkdir(exist_ok=True)
+    (copy / "train_perfect_preds.txt").write_text("".join(f"{int(label)}\n" for label in names.values()))
+    return "Stanford Cars", {"all": files(copy, names)}
+
+
+def gtsrb(copy: Path) -> tuple[str, Truth]:
+    train = {f"GTSRB/Final_Training/Images/{n % 3:05d}/{n:05d}.ppm": f"{n % 3:05d}" for n in range(40)}
+    test = {f"GTSRB/Final_Test/Images/{n:05d}.ppm": f"{n * n % 3:05d}" for n in range(12)}
+    truth = {"train": files(copy, train), "test": files(copy, test)}
+    rows = [f"{Path(name).name};53;54;6;5;48;49;{int(label)}\n" for name, label in test.items()]
+    header = "Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId\n"
+    (copy / "GTSRB/Final_Test/GT-final_test.csv").write_text(header + "".join(rows))
+    return "German Traffic Sign Recognition Benchmark", truth
+
+
+def coil20(copy: Path) -> tuple[str, Truth]:
+    names = {f"dataset/obj{n % 3 + 9}__{n}.png": f"obj{n % 3 + 9}" for n in range(40)}
+    return "COIL 20", {"all": files(copy, names, channels=1)}
+
+
+def mpeg7(copy: Path) -> tuple[str, Truth]:
+    names = {
+        f"shapes/{'apple' if n % 2 else 'device1'}-{n}.png": ["device1", "apple"][n % 2] for n in range(40)
+    }
+    return "MPEG-7", {"all": files(copy, names, channels=1)}
+
+
+def mpeg7_packed(copy: Path) -> tuple[str, Truth]:
+    pytest.importorskip("libarchive")
+    name, truth = mpeg7(copy)
+    with zipfile.ZipFile(
+        copy / "mpeg7shapeB-PNG.rar", "w"
+    ) as archive:  # libarchive goes by what a file holds
+        for file in copy.glob("shapes/*"):
+            archive.write(file, file.name)
+    shutil.rmtree(copy / "shapes")
+    return name, truth
+
+
+COPIES = [cifar10, cifar100, fashion_mnist, not_mnist, usps, mnist_m, semeion, chars74k, extended_yaleb]
+COPIES += [olivetti, scenes15, isic, dtd, landsat, pacs, stanford_cars, gtsrb, coil20, mpeg7, mpeg7_packed]
+# official part -> the parts that the benchmark cuts it into
+CUT = {
+    "all": ("train", "dev", "dev_test", "test"),
+    "train": ("train", "dev", "dev_test"),
+    "train beside dev_test": ("train", "dev"),
+    "train and dev": ("train", "dev"),
+    "test and dev_test": ("dev_test", "test"),
+}
+
+
+@pytest.mark.parametrize("write", COPIES, ids=lambda write: write.__name__)
+def test_each_copy_gives_its_images_and_classes_in_the_benchmark_s_parts(tmp_path, monkeypatch, write):
+    (tmp_path / "copy").mkdir()
+    name, truth = write(tmp_path / "copy")
+    small(name, monkeypatch, sum(map(len, truth.values())))
+    prepare(name, tmp_path / "copy")
+    found = {
+        part: [(label, pixels_of(content)) for label, content in images]
+        for part, images in read_back(name).items()
+    }
+    for official, images in truth.items():
+        key = "train beside dev_test" if official == "train" and "dev_test" in truth else official
+        together = [image for part in CUT.get(key, (official,)) for image in found.pop(part)]
+        assert Counter(together) == Counter(images)
+    assert not found
+
+
+def test_of_each_person_the_last_two_images_are_for_test(tmp_path, monkeypatch):
+    names = {
+        f"lfw/{person}/{person}_{number:04d}.jpg": person
+        for person, count in (("Ann_B", 7), ("Ann_C", 4), ("Cy_D", 5))
+        for number in range(1, count + 1)
+    }
+    files(tmp_path / "copy", names)
+    small("LFW", monkeypatch, 12)
+    prepare("LFW", tmp_path / "copy")
+    expected = {
+        "train": {("Ann_B", 1), ("Ann_B", 2), ("Ann_B", 3), ("Cy_D", 1)},
+        "dev": {("Ann_B", 4), ("Cy_D", 2)},
+        "dev_test": {("Ann_B", 5), ("Cy_D", 3)},
+        "test": {("Ann_B", 6), ("Ann_B", 7), ("Cy_D", 4), ("Cy_D", 5)},
+    }
+    content = {
+        part: Counter(
+            (person, (tmp_path / f"copy/lfw/{person}/{person}_{number:04d}.jpg").read_bytes())
+            for person, number in images
+        )
+        for part, images in expected.items()
+    }
+    assert {part: Counter(images) for part, images in read_back("LFW").items()} == content
+
+
+@pytest.mark.parametrize(
+    ("name", "each", "folder"),
+    [("Caltech 101", 30, "101_ObjectCategories/{}"), ("Stanford Dogs", 100, "Images/n0208562{}-breed")],
+)
+def test_of_each_class_the_same_number_trains_and_the_rest_is_tested(
+    tmp_path, monkeypatch, name, each, folder
+):
+    names = {
+        f"{folder.format(kind)}/{number}.jpg": Path(folder.format(kind)).name
+        for kind in (0, 1)
+        for number in range(each + 5 + kind)
+    }
+    files(tmp_path / "copy", names)
+    if name == "Stanford Dogs":  # as `git hash-object` names the placeholder
+        grey = tmp_path / "copy" / f"{folder.format(1)}/grey.jpg"
+        image(grey)
+        git = subprocess.run(["git", "hash-object", grey], capture_output=True, text=True, check=True)
+        monkeypatch.setattr(objects, "PLACEHOLDER", git.stdout.strip())
+    small(name, monkeypatch, len(names))
+    prepare(name, tmp_path / "copy")
+    found = read_back(name)
+    written = Counter((label, (tmp_path / "copy" / file).read_bytes()) for file, label in names.items())
+    assert every(found) == written
+    learnt = Counter(label for part in ("train", "dev", "dev_test") for label, _ in found[part])
+    assert set(learnt.values()) == {each} and len(learnt) == 2
+    assert [len(found[part]) for part in ("train", "dev")] == [int(2 * each * 0.7), int(2 * each * 0.15)]
+
+
+def test_mnist_rot_turns_training_images_alone(tmp_path, monkeypatch):
+    rows, columns = np.mgrid[:28, :28]
+    blob = (255 * np.exp(-((rows - 9.0) ** 2 / 8 + (columns - 15.0) ** 2 / 40))).astype(np.uint8)
+    for number in range(10):
+        for part in ("train", "test"):
+            file = tmp_path / f"copy/{part}/{number}/{number}.png"
+            file.parent.mkdir(parents=True)
+            Image.fromarray(blob).save(file)
+    small("MNIST-rot", monkeypatch, 20)
+    prepare("MNIST-rot", tmp_path / "copy")
+    found = read_back("MNIST-rot")
+    assert all(pixels_of(content) == blob.tobytes() for _, content in found["test"])
+    # Another library's rotation, by every degree: one of them is near each image.
+    turned = [
+        np.asarray(Image.fromarray(blob).rotate(angle, Image.Resampling.BICUBIC), float)
+        for angle in range(360)
+    ]
+    best = []
+    for part in ("train", "dev", "dev_test"):
+        for _, content in found.get(part, []):
+            values = np.asarray(Image.open(io.BytesIO(content)), float)
+            distances = [np.abs(values - other).mean() for other in turned]
+            best.append(int(np.argmin(distances)))
+            assert min(distances) < 1 and np.median(distances) > 5
+    assert len(best) == 10 and len(set(best)) > 6

@@ -10,7 +10,19 @@ from PIL import Image
 
 from lib.common.errors import UserError
 from lib.streams.cuts import SHARES, by_count
-from tools.datasets.prepare import Parts, Picture, cut, dataset, distinct, drawn, find, one, pictures, reading
+from tools.datasets.prepare import (
+    Parts,
+    Picture,
+    cut,
+    dataset,
+    distinct,
+    drawn,
+    find,
+    one,
+    package,
+    pictures,
+    reading,
+)
 
 _WITH_TEST = SHARES[("test",)]
 
@@ -88,9 +100,7 @@ def _array(file: Path) -> np.ndarray:
 @dataset("USPS", source="niuers/Learning-From-Data-A-Short-Course", official=9_298)
 def usps(source: Path) -> Parts:
     """usps.h5: train and test, each with data (N, 256) from 0 to 1 and target (N,)."""
-    import h5py
-
-    file = one(source, "**/usps.h5")
+    h5py, file = package("h5py"), one(source, "**/usps.h5")
 
     def read(part: str) -> list[Picture]:
         with reading(file), h5py.File(file) as opened:

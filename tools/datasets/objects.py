@@ -8,7 +8,18 @@ import numpy as np
 
 from lib.common.errors import UserError
 from lib.streams.cuts import SHARES, by_count
-from tools.datasets.prepare import Parts, Picture, cut, dataset, distinct, find, one, pictures, reading
+from tools.datasets.prepare import (
+    Parts,
+    Picture,
+    cut,
+    dataset,
+    distinct,
+    find,
+    one,
+    package,
+    pictures,
+    reading,
+)
 
 _WITH_TEST = SHARES[("test",)]
 
@@ -146,8 +157,7 @@ def mpeg7(source: Path) -> Parts:
 
 
 def _unpacked(file: Path) -> list[Picture]:
-    import libarchive
-
+    libarchive = package("libarchive")
     with reading(file), libarchive.file_reader(str(file)) as archive:
         contents = {
             entry.pathname: b"".join(entry.get_blocks())

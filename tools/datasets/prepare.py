@@ -1,6 +1,7 @@
 """What every data set is prepared with: pictures, parts, checks, and the archive that holds a task."""
 
 import hashlib
+import importlib
 import io
 import json
 import re
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
@@ -161,6 +163,14 @@ def _check_images(file: Path, parts: Parts) -> None:
 
 
 # --- what the functions are written with -----------------------------------------------------------
+
+
+def package(name: str) -> ModuleType:
+    """The package `name`, which only `make setup-data` installs."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:  # libarchive wants a library of the system beside
+        raise UserError(f"The package {name} cannot be used ({error}): run `make setup-data`.") from error
 
 
 @contextmanager
