@@ -23,7 +23,7 @@ from lib.common.errors import UserError, exit_with_one_sentence
 from lib.common.vision import torchvision
 from lib.streams import list_tasks
 from lib.streams.nevis import datasets_folder
-from lib.streams.torchvision_sets import LOADERS, how_to_get
+from lib.streams.torchvision_sets import LOADERS, PARTS, how_to_get
 
 TRIES, PAUSE = 5, 2.0  # connections that broke before one gives up, and the seconds between them
 TIMEOUT = 60  # seconds without a byte
@@ -118,7 +118,7 @@ def download(name: str, root: Path) -> None:
         unpacked.mkdir(parents=True)
         with _torchvision_fetches_to(downloads) as asked:
             try:
-                for arguments in row.arguments.values():
+                for arguments in PARTS[row.parts].values():
                     loader = getattr(torchvision.datasets, row.loader or name)
                     loader(str(unpacked), download=True, **row.fixed, **arguments)
             except RuntimeError:  # torchvision's, for a wrong checksum
