@@ -11,7 +11,7 @@ import pytest
 
 from lib.common.errors import UserError
 from lib.common.paths import ROOT
-from tools.execute import execute
+from tools.execute import execute, main
 
 COMMITTED = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PARAMETERS = "number = 1\nflag = True\nrate = 0.5\nitems = [1]\nnothing = 0\ntext = 'a'"
@@ -122,6 +122,76 @@ def test_two_notebooks_at_once_and_the_command_line(tmp_path):
         assert process.returncode == 0, errors
         assert printed(tmp_path / "out" / f"{number}.ipynb") == f"{number}\n"
         assert f"{number}: done in" in errors
+
+
+HOSTILE = {
+    # Another interpreter under the name python3, and a profile that leaves a name behind.
+    "kernel": {"JUPYTER_PATH": "{}/jupyter", "JUPYTER_DATA_DIR": "{}/jupyter", "IPYTHONDIR": "{}/ipython"},
+    # Sockets' names may have 107 bytes.
+    "long": {"TMPDIR": "{}/" + "t" * 120},
+    "relative": {"TMPDIR": "."},
+    "umlauts": {"TMPDIR": "{}/ein Ümläut"},
+    # Another package called lib, no home, no UTF-8, no patience with warnings.
+    "python": {
+        "PYTHONPATH": "{}/packages",
+        "HOME": "/nonexistent",
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONWARNINGS": "error",
+        "PROGRESS_FILE": "/nonexistent/file",
+        "MPLBACKEND": "QtAgg",
+        "JUPYTER_RUNTIME_DIR": "/nonexistent",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_the_kernel_is_this_interpreter_with_this_library_whatever_is_set(tmp_path, kind):
+    kernel = {"argv": ["/bin/false"], "display_name": "other", "language": "python"}
+    texts = {
+        "jupyter/kernels/python3/kernel.json": json.dumps(kernel),
+        "ipython/profile_default/startup/first.py": "MARK = 1",
+        "packages/lib/__init__.py": "raise RuntimeError('another lib')",
+        "parameters.json": json.dumps({"text": "größe"}, ensure_ascii=False),
+    }
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    variables = {name: text.replace("{}", str(tmp_path)) for name, text in HOSTILE[kind].items()}
+    if "TMPDIR" in variables:
+        (ROOT / variables["TMPDIR"]).mkdir(exist_ok=True)
+    lines = (
+        "import sys, lib.common.progress",
+        "lib.common.progress.report(text)",
+        "print(sys.executable, lib.common.progress.__file__, text, 'MARK' in globals())",
+    )
+    command = [sys.executable, "-m", "tools.execute", notebook(tmp_path, "\n".join(lines))]
+    done = subprocess.run(
+        [*command, tmp_path / "out.ipynb", tmp_path / "parameters.json"],
+        cwd=ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = f"{sys.executable} {ROOT}/lib/common/progress.py größe False\n"
+    assert printed(tmp_path / "out.ipynb") == expected and done.stderr.startswith(b"out: gr")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "no JSON", "caf\xe9"])
+def test_what_is_no_notebook_is_one_sentence(tmp_path, text):
+    (tmp_path / "some.ipynb").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="cannot be read as a notebook"):
+        execute(tmp_path / "some.ipynb", tmp_path / "out.ipynb", {}, "label")
+    assert os.listdir(tmp_path) == ["some.ipynb"]
+
+
+@pytest.mark.parametrize("text", ["[1]", "3", "{", "null"])
+def test_parameters_that_are_no_object_are_one_sentence(tmp_path, text):
+    (tmp_path / "parameters.json").write_text(text)
+    with pytest.raises(UserError, match=r"parameters\.json cannot be read as JSON parameters"):
+        main([str(notebook(tmp_path)), str(tmp_path / "out.ipynb"), str(tmp_path / "parameters.json")])
 
 
 @pytest.mark.parametrize(

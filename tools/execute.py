@@ -47,6 +47,7 @@ def execute(notebook: Path, output: Path, parameters: dict, label: str) -> None:
         variables = {
             "PROGRESS_FILE": str(progress_file),
             "IPYTHONDIR": f"{own}/ipython",
+            "PYTHONUTF8": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         }
         try:
@@ -107,7 +108,7 @@ def _kernel_manager(variables: dict[str, str]) -> type[AsyncKernelManager]:
 
 def _short_folder() -> str:
     """A folder for temporary files whose name leaves room for that of a socket."""
-    for folder in (tempfile.gettempdir(), "/tmp"):
+    for folder in (os.path.abspath(tempfile.gettempdir()), "/tmp"):
         if len(os.fsencode(folder)) <= LONGEST_TEMPORARY and os.access(folder, os.W_OK):
             return folder
     raise UserError(
@@ -120,7 +121,7 @@ def _short_folder() -> str:
 def _followed_progress(label: str) -> Iterator[Path]:
     """A file, and a thread that prints what lib.common.progress.report writes there in another process."""
     with tempfile.TemporaryDirectory(prefix="progress-") as folder:
-        file, done = Path(folder) / "lines", threading.Event()
+        file, done = Path(folder).resolve() / "lines", threading.Event()
         file.touch()
         thread = threading.Thread(target=_follow, args=(file, label, done), daemon=True)
         thread.start()
