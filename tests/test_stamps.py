@@ -113,9 +113,13 @@ def test_code_that_all_figures_share_changes_every_drawing_and_no_arm(copy):
     assert all(name.startswith("drawing/") for name in found)
 
 
-def test_code_that_trains_changes_every_arm_and_the_figures_that_are_measured_with_it(copy):
+def test_code_that_trains_changes_the_arms_that_train_and_the_figures_that_are_measured_with_it(copy):
+    """How far a crop is shifted: to a probe it is the same."""
     found = changed(copy, "lib/learning/training.py", change_a_number)
-    assert training_stamps() <= found
+    trained = {
+        f"arms/{arm}.training" for arm, spec in arms_of(PROFILE).items() if spec.get("learner") != "probe"
+    }
+    assert trained == found & training_stamps()
     assert drawings("06_macs_and_measured_time", "experiment") <= found
     assert not drawings("02_error_against_compute", "08_learners") & found
 
@@ -126,20 +130,23 @@ def test_a_module_beside_the_notebooks_changes_the_figures_of_those_that_import_
 
 
 @pytest.mark.parametrize("file", ["lib/runs/run.py", "lib/learning/learners.py", "lib/networks/macs.py"])
-def test_what_is_added_to_code_that_trains_changes_every_arm(copy, file):
-    assert training_stamps() <= changed(copy, file, lambda code: code + "\nEXTRA = 1\n")
+def test_what_happens_when_code_that_trains_is_imported_counts_for_every_arm(copy, file):
+    """And what nothing calls does not."""
+    assert changed(copy, file, lambda code: code + "\nEXTRA = 1\n\n\ndef extra():\n    return 2\n") == set()
+    assert training_stamps() <= changed(copy, file, lambda code: code + "\nprint(EXTRA)\n")
+    assert training_stamps() <= changed(copy, file, lambda code: code.replace("EXTRA = 1", "EXTRA = 3"))
 
 
 @pytest.mark.parametrize("file", ["load.py", "folder.py", "pocket/__init__.py"])
 def test_a_reader_of_streams_changes_figures_that_look_at_images_and_no_arm(copy, file):
     """What it reads is in the key of a run, by its content."""
-    found = changed(copy, f"lib/streams/{file}", lambda code: code + "\nEXTRA = 1\n")
+    found = changed(copy, f"lib/streams/{file}", lambda code: code + "\nprint(1)\n")
     assert drawings("07_the_stream", "11_filter_or_channel") <= found and not training_stamps() & found
 
 
 @pytest.mark.parametrize("file", ["tools/pocket/build.py", "tools/execute.py", "tools/estimate.py"])
 def test_other_code_changes_nothing(copy, file):
-    assert changed(copy, file, lambda code: code + "\nEXTRA = 1\n") == set()
+    assert changed(copy, file, lambda code: code + "\nprint(1)\n") == set()
 
 
 ADDED = {

@@ -10,8 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
 from lib.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,6 +54,8 @@ def locked(file: Path, otherwise: str) -> Iterator[None]:
 
     Raises UserError, which ends with what to do `otherwise`, when the folder cannot be written.
     """
+    from filelock import FileLock  # here, so that what only looks at stamps needs no package
+
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file).acquire()
@@ -76,8 +76,7 @@ def write_json(path: Path, content: object) -> None:
 
 def save_tensors(tensors: "dict[str, Tensor]", path: Path | str, about: dict[str, str] | None = None) -> None:
     """Write `tensors` as safetensors, all or nothing, `about` as metadata. Errors as of `atomic_path`."""
-    # Here, so that what only looks at stamps needs no torch.
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError  # here, as above
     from safetensors.torch import save_file
 
     contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}

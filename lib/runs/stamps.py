@@ -18,8 +18,9 @@ from lib.common.paths import LIB, ROOT
 
 # Fields of a spec whose value names a function under a decorator of the same name, or a row of a table.
 _NAMING = ("backbone", "criterion", "repair", "learner")
-# What reads streams: that is in a run's key, by the content of what was read.
-_READERS, _READ = "lib.streams", "lib.streams.task"
+# What computes no number: files and words, and what reads streams, for that is in a run's key by its content.
+_NO_NUMBERS, _BUT = ("lib.common", "lib.runs.stamps", "lib.streams"), "lib.streams.task"
+_ALL, _RUN = "*", ""  # of a module: all of it, and what happens when it is imported
 _TABLES = ("learning_rate.json", "precision.json")
 _TRAINING_PINS = (
     "torch==",
@@ -64,14 +65,14 @@ def training_hash(arm: Mapping[str, object], sources: Sources | None = None) -> 
     pins = [line.split("#")[0].strip() for line in lines if line.startswith(_TRAINING_PINS)]
     tables = [json.loads((LIB / "learning" / name).read_text()) for name in _TABLES]
     rows = json.dumps([_rows_of(backbone, table) for table in tables], sort_keys=True)
-    code = _code_hash(sources, ("lib.runs.run",), names, readers=False)
+    code = _code_hash(sources, frozenset({("lib.runs.run", "run_stream")}), names, all_modules=False)
     return _digest("\n".join([code, hash_of(data), *pins, rows]))
 
 
 def drawing_hash(notebook: Path, sources: Sources | None = None) -> str:
     """Hash of the code that a notebook's code cells import, as far as it is the repository's."""
     code = "\n".join(line for line in code_of(notebook).splitlines() if not line.startswith(("%", "!")))
-    return _code_hash(sources or read_sources(), tuple(sorted(_imports(ast.walk(ast.parse(code))))))
+    return _code_hash(sources or read_sources(), frozenset(_imports(ast.walk(ast.parse(code)))))
 
 
 def code_of(notebook: Path) -> str:
@@ -124,135 +125,117 @@ def _defaults(module: bytes) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class _Statement:
-    """A statement at the top of a module, or a row of a table that it registers in a loop.
+    """A statement at the top of a module; each name of an import, each row of a table is one of its own.
 
-    What it defines and uses, the modules (and names in modules) that it imports, the names under which it
-    puts a function or a row, whether it waits to be called, and a hash of what it does.
+    `imports` are modules and a name in each; `registers` the names under which a function or a row is put.
     """
 
+    kind: (
+        str  # "import", "definition", which counts where it is used, or "action", when its module is imported
+    )
     defines: frozenset[str]
     uses: frozenset[str]
-    imports: frozenset[str]
+    imports: frozenset[tuple[str, str]]
     registers: frozenset[str]
-    waits: bool
     digest: str
 
 
 @cache
 def _code_hash(
-    sources: Sources, modules: tuple[str, ...], names: frozenset[str] | None = None, readers: bool = True
+    sources: Sources,
+    roots: frozenset[tuple[str, str]],
+    names: frozenset[str] | None = None,
+    all_modules: bool = True,
 ) -> str:
-    """Hash of the code that is reached by imports from `modules`.
+    """Hash of the code that is reached from `roots`, by name.
 
-    Of what is registered, only what is so under `names` if they are given; without `readers`, nothing that
-    reads streams.
+    Of what is registered, only what is so under `names` if they are given; of modules, `all_modules` or only
+    those that compute numbers.
     """
     code = {module: _statements(content) for module, content in sources}
-    shown: dict[str, set[str]] = {}
-    for name in {name for statements in code.values() for one in statements for name in one.imports}:
-        shown.setdefault(name.rpartition(".")[0], set()).add(name.rpartition(".")[2])
-    # Of a package that is passed on the way to one of its modules, only what runs then counts.
-    waiting: list[tuple[str, bool]] = [(module, False) for module in modules]
-    found: dict[tuple[str, bool], str] = {}
+    waiting, seen, counted = list(roots), set(), set()
     while waiting:
-        module, passed = waiting.pop()
-        reads = module.startswith(_READERS) and module != _READ
-        if module not in code or (module, passed) in found or (reads and not readers):
+        module, name = waiting.pop()
+        counts = all_modules or not module.startswith(_NO_NUMBERS) or module == _BUT
+        if module not in code or (module, name) in seen or not counts:
             continue
-        kept = code[module]
-        if names is not None:
-            kept = _named_alone(kept, names, frozenset(shown.get(module, ())))
-        kept = tuple(one for one in kept if not (passed and one.waits))
-        found[module, passed] = "".join(one.digest for one in kept)
-        waiting += [
-            (module.rpartition(".")[0], True),
-            *((name, False) for one in kept for name in one.imports),
-        ]
-    return _digest(
-        "\n".join(f"{module} {passed} {found[module, passed]}" for module, passed in sorted(found))
-    )
+        seen.add((module, name))
+        chosen = [one for one in code[module] if name in (_ALL, *one.defines)]
+        if name == _RUN:
+            chosen = [one for one in code[module] if one.kind == "action"]
+            chosen += [one for one in code[module] if one.registers & (names or one.registers)]
+            imports = [pair for one in code[module] if one.kind == "import" for pair in one.imports]
+            waiting += [(place, _RUN) for imported in imports for place in (imported[0], ".".join(imported))]
+            waiting.append((module.rpartition(".")[0], _RUN))
+        elif not chosen:  # a module in a package, or what a package's __getattr__ gives
+            waiting.append((f"{module}.{name}", _ALL) if f"{module}.{name}" in code else (module, _ALL))
+        waiting.append((module, _RUN))
+        for one in chosen:
+            counted.add(f"{module} {one.digest}")
+            waiting += [*one.imports, *((module, used) for used in one.uses & _defined_in(code[module]))]
+    return _digest("\n".join(sorted(counted)))
 
 
 @cache
-def _named_alone(
-    statements: tuple[_Statement, ...], names: frozenset[str], shown: frozenset[str]
-) -> tuple[_Statement, ...]:
-    """Without what is registered under other names, and without what nothing but that uses.
-
-    `shown` is what other modules import from this one.
-    """
-    others = {one for one in statements if one.registers and not one.registers & names}
-    kept = {one for one in statements if one not in others}
-    while called := {one for one in others if one.defines & (shown | _used(kept))}:
-        others, kept = others - called, kept | called
-    while idle := {one for one in kept if not one.registers and one.defines & (_used(others) - shown)} - {
-        one for one in kept if any(one.defines & other.uses for other in kept if other != one)
-    }:
-        others, kept = others | idle, kept - idle
-    return tuple(one for one in statements if one in kept)
-
-
-def _used(statements: Iterable[_Statement]) -> set[str]:
-    return {name for statement in statements for name in statement.uses}
+def _defined_in(statements: tuple[_Statement, ...]) -> frozenset[str]:
+    return frozenset(name for one in statements for name in one.defines)
 
 
 @cache
 def _statements(content: bytes) -> tuple[_Statement, ...]:
-    """The statements of a module, but its docstring and what is for type checkers alone."""
+    """The statements of a module, without its docstring, what is for type checkers and what is for `-m`."""
     body = _without_docstring(ast.parse(content).body)
-    body = [node for node in body if not (isinstance(node, ast.If) and _is_named(node.test, "TYPE_CHECKING"))]
     loops = [node.iter for node in body if isinstance(node, ast.For)]
     looped = {name.id for loop in loops for name in ast.walk(loop) if isinstance(name, ast.Name)}
     found = []
     for node in body:
+        if isinstance(node, ast.If) and {"TYPE_CHECKING", "__name__"} & _loaded(ast.walk(node.test)):
+            continue
         if looped & _defined(node) and (rows := _rows(node)):
-            found += [_statement(row, {name}) for name, row in rows]
+            found += [_statement(row, "definition", registers={name}) for name, row in rows]
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            for one in node.names:
+                name = (one.asname or one.name).partition(".")[0]
+                found.append(_statement(type(node)(**{**vars(node), "names": [one]}), "import", {name}))
         else:
-            found.append(_statement(node, _registered(node)))
+            kind = "definition" if _defined(node) else "action"
+            found.append(_statement(node, kind, _defined(node), _registered(node)))
     return tuple(found)
 
 
-def _statement(node: ast.AST, registers: set[str]) -> _Statement:
+def _statement(
+    node: ast.AST, kind: str, defines: Iterable[str] = (), registers: Iterable[str] = ()
+) -> _Statement:
     nodes = list(ast.walk(node))
-    return _Statement(
-        frozenset(_defined(node)),
-        frozenset(one.id for one in nodes if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Load)),
-        frozenset(_imports(nodes)),
-        frozenset(registers),
-        isinstance(node, (ast.FunctionDef, ast.ClassDef)),
-        _digest(_text(node)),
-    )
+    sets = map(frozenset, (defines, _loaded(nodes), _imports(nodes), registers))
+    return _Statement(kind, *sets, _digest(_text(node)))
 
 
-def _is_named(node: ast.AST, *names: str) -> bool:
-    return isinstance(node, ast.Name) and node.id in names
+def _loaded(nodes: Iterable[ast.AST]) -> set[str]:
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
 
 
 def _defined(node: ast.AST) -> set[str]:
+    """What a definition or an assignment names."""
     match node:
         case ast.FunctionDef() | ast.ClassDef():
             return {node.name}
         case ast.Assign():
             return set().union(*map(_defined, node.targets))
-        case ast.Tuple():
-            return set().union(*map(_defined, node.elts))
         case ast.AnnAssign():
             return _defined(node.target)
+        case ast.Tuple():
+            return set().union(*map(_defined, node.elts))
         case ast.Name():
-            return {node.id} if isinstance(node.ctx, ast.Store) else set()
-        case ast.Import() | ast.ImportFrom():
-            return {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+            return {node.id}
     return set()
 
 
 def _registered(node: ast.AST) -> set[str]:
     """Names in decorators such as @criterion("l1")."""
-    return {
-        call.args[0].value
-        for call in getattr(node, "decorator_list", [])
-        if isinstance(call, ast.Call) and _is_named(call.func, *_NAMING)
-        if call.args and isinstance(call.args[0], ast.Constant)
-    }
+    calls = [call for call in getattr(node, "decorator_list", []) if isinstance(call, ast.Call) and call.args]
+    named = [call.args[0] for call in calls if getattr(call.func, "id", "") in _NAMING]
+    return {name.value for name in named if isinstance(name, ast.Constant)}
 
 
 def _rows(node: ast.AST) -> list[tuple[str, ast.AST]]:
@@ -266,14 +249,14 @@ def _rows(node: ast.AST) -> list[tuple[str, ast.AST]]:
     return [(key.value, ast.Tuple([key, value])) for key, value in pairs] if all(named) else []
 
 
-def _imports(nodes: Iterable[ast.AST]) -> set[str]:
-    """The modules that code imports, and what it imports from them, which may be modules too."""
+def _imports(nodes: Iterable[ast.AST]) -> set[tuple[str, str]]:
+    """The modules that code imports, and what of each."""
     found = set()
     for node in nodes:
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            found |= {(one.name, _ALL) for one in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {(node.module or "", one.name) for one in node.names}
     return found
 
 
@@ -290,7 +273,7 @@ def _text(node: object) -> str:
         return ascii(node)
     if isinstance(node, ast.Constant):
         return ascii(node.value)
-    if isinstance(node, ast.Raise) and _is_named(getattr(node.exc, "func", node), "UserError"):
+    if isinstance(node, ast.Raise) and getattr(getattr(node.exc, "func", None), "id", "") == "UserError":
         return "refuse"
     parts = [type(node).__name__]
     for name, value in ast.iter_fields(node):

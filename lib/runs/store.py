@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 
 from lib.common.errors import UserError
-from lib.common.files import atomic_path, write_json
+from lib.common.files import atomic_path, locked, write_json
 from lib.common.provenance import provenance
 from lib.networks.backbone import Backbone, load_backbone, weights_hash
 from lib.runs.spec import RunSpec
@@ -36,20 +35,9 @@ class Store:
         Drops what other training code than `code`, a hash, computed. Raises UserError where the folder
         cannot be written or locked.
         """
-        lock = FileLock(self.folder / ".lock")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except OSError as error:
-            raise UserError(
-                f"Cannot hold {self.folder} ({error.strerror or error}): expected a writable folder with "
-                "file locks. Choose another with out=, or change its permissions."
-            ) from error
-        try:
+        with locked(self.folder / ".lock", "choose another with out=, or change its permissions"):
             self._start_over_unless(code)
             yield
-        finally:
-            lock.release()
 
     def _start_over_unless(self, code: str) -> None:
         stamp = self.folder / "training_hash"
