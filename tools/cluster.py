@@ -6,8 +6,7 @@ needs this folder under the same path. An arm is one run of papermill in a proce
 starts it: what is done is skipped, what was begun goes on. Needs the extra `cluster`.
 """
 
-import ctypes
-import signal
+import os
 import subprocess
 import sys
 
@@ -59,22 +58,12 @@ def run_arm(profile: str, arm: str) -> str:
         text=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        preexec_fn=_die_with_us,
+        env=os.environ | {"END_WITH_PARENT": str(os.getpid())},
     )
     said = finished.stderr.strip().splitlines() or [f"ended with status {finished.returncode}"]
     if finished.returncode:
         raise UserError(said[-1].removeprefix("Error: "))
     return said[-1]
-
-
-_LIBC = ctypes.CDLL(None)
-_SET_PARENT_DEATH_SIGNAL = 1
-
-
-def _die_with_us() -> None:
-    """Have the kernel end this process when the worker is killed: it would go on beside its successor."""
-    if sys.platform == "linux":
-        _LIBC.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def run_profile(profile: str, client: Client) -> list[str]:

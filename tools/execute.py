@@ -4,8 +4,10 @@ papermill alone accepts a misspelt parameter with a warning, takes sys.exit(0) i
 leaves half-executed notebooks that look finished.
 """
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -141,7 +143,18 @@ def _follow(file: Path, label: str, done: threading.Event) -> None:
                 print(f"{label}: {line}", end="", file=sys.stderr, flush=True)
 
 
+def _end_with_parent(parent: int) -> None:
+    """Have the kernel end this process when `parent` is killed: it would go on beside its successor."""
+    set_parent_death_signal = 1
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:  # it was killed before
+            sys.exit(1)
+
+
 def main(arguments: list[str]) -> None:
+    if parent := os.environ.get("END_WITH_PARENT"):
+        _end_with_parent(int(parent))
     if len(arguments) not in (2, 3):
         raise UserError("Usage: python -m tools.execute NOTEBOOK OUTPUT [PARAMETERS.json]")
     notebook, output = Path(arguments[0]), Path(arguments[1])

@@ -36,11 +36,14 @@ class Learnt:
     note: str = ""
 
 
+Learn = Callable[[Job], Learnt]
+
+
 @dataclass(frozen=True)
 class Learner:
     """A way to learn, how many of the last tasks' networks it looks at, and whether it fine-tunes."""
 
-    learn: Callable[[Job], Learnt]
+    learn: Learn
     remembers: int
     fine_tunes: bool
 
@@ -52,10 +55,10 @@ class Learner:
 LEARNERS: dict[str, Learner] = {}
 
 
-def learner(name: str, remembers: int = 0, fine_tunes: bool = True):
+def learner(name: str, remembers: int = 0, fine_tunes: bool = True) -> Callable[[Learn], Learn]:
     """Register the decorated function as the learner `name`. It charges all that it computes."""
 
-    def register(learn: Callable[[Job], Learnt]) -> Callable[[Job], Learnt]:
+    def register(learn: Learn) -> Learn:
         LEARNERS[name] = Learner(learn, remembers, fine_tunes)
         return learn
 
@@ -118,7 +121,7 @@ def probe_finetune(job: Job) -> Learnt:
 
 def _candidate(job: Job, origin: int | str) -> Backbone:
     """The pretrained, pruned network, or the one that an event left behind."""
-    return job.start if origin == PRETRAINED else job.memory.network_of(origin)
+    return job.start if isinstance(origin, str) else job.memory.network_of(origin)
 
 
 def comparison_plan(candidates: int, most: int, cost: Callable[[int], int], macs: int) -> tuple[int, int]:
@@ -155,15 +158,10 @@ def _fine_tuned(
 ) -> Learnt:
     """Search a recipe where trials are asked for, then train with all that is left."""
     recipe, note = search(network, job, ruled)
+    seed, checkpoints = job.seed, job.checkpoints
     try:
         steps = fine_tune(
-            network,
-            job.data.train,
-            job.ledger,
-            recipe,
-            job.engine,
-            seed=job.seed,
-            checkpoints=job.checkpoints,
+            network, job.data.train, job.ledger, recipe, job.engine, seed=seed, checkpoints=checkpoints
         )
     except Diverged as error:
         untrained = TaskNetwork(job.start, job.task.num_classes)

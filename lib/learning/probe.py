@@ -76,15 +76,14 @@ def ridge_head(features: Tensor, labels: Tensor, num_outputs: int) -> tuple[Tens
     values, left = values[sound], left[:, sound]
     projected = left.T @ y
 
-    best = None
-    for strength in STRENGTHS * values.mean():
+    def left_out_at(strength: Tensor) -> tuple[float, Tensor, Tensor]:
+        """Mean squared error and outputs, each image left out once."""
         shrink = values / (values + strength)
         leverage = 1 / len(x) + (left**2 * shrink).sum(1)
         residual = (y - left @ (shrink[:, None] * projected)) / (1 - leverage).clamp(min=1e-6)[:, None]
-        error = residual.square().mean().item()
-        if best is None or error < best[0]:
-            best = error, strength, targets - residual
-    _, strength, left_out = best
+        return residual.square().mean().item(), strength, targets - residual
+
+    _, strength, left_out = min(map(left_out_at, STRENGTHS * values.mean()), key=lambda found: found[0])
     weight = (x.T @ (left @ (projected / (values + strength)[:, None]))).T
     scale, offset = _as_logits(left_out, labels)
     bias = scale * (mean_y - weight @ mean_x) + offset

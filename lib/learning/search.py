@@ -17,7 +17,7 @@ from lib.networks.macs import forward_macs, training_macs
 SHARE = 2  # one part in so many of the budget is for the search
 VALIDATION_IMAGES = 64
 LEAST_STEPS = 3  # a trial of fewer tells nothing
-SPACE = {
+SPACE: dict[str, optuna.distributions.BaseDistribution] = {
     "learning_rate": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True),
     "label_smoothing": optuna.distributions.FloatDistribution(0, 0.3),
     "weight_decay": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True),

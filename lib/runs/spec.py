@@ -74,7 +74,7 @@ class RunSpec(BaseModel):
     tasks: list[str] | None = Field(None, min_length=1)  # a part of the stream, by name
     seed: int = Field(0, ge=0)
 
-    def __init__(self, **fields):
+    def __init__(self, **fields: object):
         try:
             super().__init__(**fields)
         except ValidationError as error:

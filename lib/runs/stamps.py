@@ -110,7 +110,7 @@ def _defaults(module: bytes) -> dict[str, object]:
     """The fields of RunSpec and their defaults, None where there is none, from its module."""
     body = ast.parse(module).body
     spec = next(node for node in body if isinstance(node, ast.ClassDef) and node.name == "RunSpec")
-    found = {}
+    found: dict[str, object] = {}
     for field in spec.body:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             value = (
@@ -207,8 +207,14 @@ def _statement(
     node: ast.AST, kind: str, defines: Iterable[str] = (), registers: Iterable[str] = ()
 ) -> _Statement:
     nodes = list(ast.walk(node))
-    sets = map(frozenset, (defines, _loaded(nodes), _imports(nodes), registers))
-    return _Statement(kind, *sets, _digest(_text(node)))
+    return _Statement(
+        kind,
+        frozenset(defines),
+        uses=frozenset(_loaded(nodes)),
+        imports=frozenset(_imports(nodes)),
+        registers=frozenset(registers),
+        digest=_digest(_text(node)),
+    )
 
 
 def _loaded(nodes: Iterable[ast.AST]) -> set[str]:
@@ -235,18 +241,17 @@ def _registered(node: ast.AST) -> set[str]:
     """Names in decorators such as @criterion("l1")."""
     calls = [call for call in getattr(node, "decorator_list", []) if isinstance(call, ast.Call) and call.args]
     named = [call.args[0] for call in calls if getattr(call.func, "id", "") in _NAMING]
-    return {name.value for name in named if isinstance(name, ast.Constant)}
+    return {str(name.value) for name in named if isinstance(name, ast.Constant)}
 
 
 def _rows(node: ast.AST) -> list[tuple[str, ast.AST]]:
     """The rows of a table that is written out, by name: of a dict from names, or of a tuple of names."""
     table = getattr(node, "value", None)
-    if isinstance(table, ast.Dict):
-        pairs = list(zip(table.keys, table.values, strict=True))
-    else:
-        pairs = [(name, name) for name in getattr(table, "elts", [])]
-    named = [isinstance(key, ast.Constant) and isinstance(key.value, str) for key, _ in pairs]
-    return [(key.value, ast.Tuple([key, value])) for key, value in pairs] if all(named) else []
+    keys = table.keys if isinstance(table, ast.Dict) else getattr(table, "elts", [])
+    values = table.values if isinstance(table, ast.Dict) else keys
+    names = [key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
+    rows = zip(names, values, strict=True) if len(names) == len(keys) else ()
+    return [(name, ast.Tuple([ast.Constant(name), value])) for name, value in rows]
 
 
 def _imports(nodes: Iterable[ast.AST]) -> set[tuple[str, str]]:
@@ -261,8 +266,10 @@ def _imports(nodes: Iterable[ast.AST]) -> set[tuple[str, str]]:
 
 
 def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
-    first = body[0].value if body and isinstance(body[0], ast.Expr) else None
-    return body[1:] if isinstance(first, ast.Constant) and isinstance(first.value, str) else body
+    match body:
+        case [ast.Expr(value=ast.Constant(value=str())), *rest]:
+            return rest
+    return body
 
 
 def _text(node: object) -> str:

@@ -54,7 +54,7 @@ class Store:
     def keep(self, event: int, budget: float, row: dict, predictions: dict[str, np.ndarray]) -> None:
         """Store what came out; with its row an event is done."""
         with atomic_path(self.predictions(event, budget)) as temporary:
-            np.savez(temporary, **predictions)
+            np.savez(temporary, **predictions)  # type: ignore[arg-type]
         write_json(self._event(event, budget), row)
 
     def records(self, spec: RunSpec, stream: Stream) -> pd.DataFrame:
