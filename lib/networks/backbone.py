@@ -42,7 +42,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.name, self.image_size, self.mean, self.std = name, image_size, mean, std
         self.body, self.classifier = body, classifier
-        self.feature_dim = feature_dim or classifier.in_features
+        self.feature_dim: int = feature_dim or classifier.in_features  # type: ignore[union-attr]
         self.head, self.fixed_size = head, fixed_size
         self.pruned = False
 
@@ -87,7 +87,9 @@ def register(name: str, entry: Entry) -> None:
     _BACKBONES[name] = entry
 
 
-def backbone(name: str, load_weights: Callable[[Backbone], None], offline: bool):
+def backbone(
+    name: str, load_weights: Callable[[Backbone], None], offline: bool
+) -> Callable[[Callable[[], Backbone]], Callable[[], Backbone]]:
     """Register the decorated function, which builds `name` with random weights.
 
     `load_weights` puts the pretrained weights into what was built; `offline` says whether it can

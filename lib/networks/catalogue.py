@@ -6,6 +6,7 @@ import importlib.util
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -45,7 +46,7 @@ TORCHVISION = {
 TIMM = ("deit_tiny_patch16_224", "deit_small_patch16_224")
 
 
-def split(name: str, network: nn.Module, head: str, **attributes) -> Backbone:
+def split(name: str, network: nn.Module, head: str, **attributes: Any) -> Backbone:
     """Take the classifier called `head` off a classification network."""
     classifier = network.get_submodule(head)
     network.set_submodule(head, nn.Identity())
@@ -93,7 +94,7 @@ def _build_lite(name: str) -> Backbone:
 def _load_from_package(network: Backbone) -> None:
     package = f"{network.name}_pytorch_model"
     found = importlib.util.find_spec(package)
-    files = sorted(Path(found.origin).parent.glob("models/*.pth")) if found else []
+    files = sorted(Path(found.origin).parent.glob("models/*.pth")) if found and found.origin else []
     if not files:
         raise UserError(
             f"The package {package.replace('_', '-')} that carries the weights is not installed: "

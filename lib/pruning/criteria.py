@@ -4,7 +4,7 @@ A criterion is one function `Evidence` -> scores (C,), registered by its name wi
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ class Evidence:
     network: nn.Module
     site: Site
     generator: torch.Generator
-    inputs: dict[str, Moments] | None = None
+    inputs: dict[str, Moments] = field(default_factory=dict)
 
     @property
     def filters(self) -> Tensor:
@@ -78,7 +78,9 @@ class Criterion:
 CRITERIA: dict[str, Criterion] = {}
 
 
-def criterion(name: str, needs_images: bool = False, comparable: bool = False):
+def criterion(
+    name: str, needs_images: bool = False, comparable: bool = False
+) -> Callable[[Callable[[Evidence], Tensor]], Callable[[Evidence], Tensor]]:
     """Register the decorated function as the criterion `name`."""
 
     def register(score: Callable[[Evidence], Tensor]) -> Callable[[Evidence], Tensor]:
@@ -172,7 +174,8 @@ def _greedy_round(gram: Tensor, precision: Tensor, count: int) -> tuple[list[int
 
     `gram` is W'W and `precision` P of these channels alone; both follow from W and P after each step.
     """
-    order, costs = [], []
+    order: list[int] = []
+    costs: list[float] = []
     for _ in range(count):
         cost = gram.diagonal() / precision.diagonal().clamp(min=1e-30)
         cost[order] = torch.inf

@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import prod
 from pathlib import Path
@@ -40,7 +41,7 @@ class Request:
     round_to: int = 8
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         choose("criterion", self.criterion, CRITERIA)
         choose("scope", self.scope, SCOPES)
         choose("granularity", self.granularity, GRANULARITIES)
@@ -234,6 +235,7 @@ def plan_pruning(
     elif target_latency_ms is not None:
         ratio, counts, target = meet_latency(target_latency_ms, allocation, milliseconds)
     else:
+        assert ratio is not None  # one of the three was given
         counts = allocation.counts(ratio)
     if counts == macs.widths:
         raise UserError(
@@ -300,7 +302,7 @@ class _SiteMacs:
         """Forward MACs of one image."""
         return sum(self._layer(name, counts) for name in self.layers)
 
-    def sizes(self, wanted: list[float], counts: Counts) -> dict[str, SiteSize]:
+    def sizes(self, wanted: Sequence[float], counts: Counts) -> dict[str, SiteSize]:
         """What the plan's table says of every site."""
         sizes = {}
         for place, name in enumerate(self.names):
@@ -339,7 +341,7 @@ class _Calibration:
 
     def ranked(self, criterion: str, images: Tensor | None) -> list[Ranked]:
         """The scores of every site's filters."""
-        inputs = None
+        inputs: dict[str, Moments] = {}
         if CRITERIA[criterion].needs_images:
             inputs = self._moments("images", images)
             for site in self.sites:

@@ -5,7 +5,7 @@ a dense copy whose removed channels are masked; what it changed is then cut down
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class Damage:
     sites: list[Site]
     kept: dict[str, Tensor]
     images: Tensor | None = None
-    dense: dict[str, Moments] | None = None
+    dense: dict[str, Moments] = field(default_factory=dict)
 
     def removed(self, site: Site) -> Tensor:
         gone = torch.ones(width_of(self.network, site), dtype=torch.bool)
@@ -56,7 +56,9 @@ class Repair:
 REPAIRS: dict[str, Repair] = {}
 
 
-def repair(name: str, needs: str = "nothing", solves: bool = False):
+def repair(
+    name: str, needs: str = "nothing", solves: bool = False
+) -> Callable[[Callable[[Damage], None]], Callable[[Damage], None]]:
     """Register the decorated function as the repair `name`."""
 
     def register(correct: Callable[[Damage], None]) -> Callable[[Damage], None]:

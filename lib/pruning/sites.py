@@ -99,7 +99,7 @@ def find_sites(network: nn.Module, granularity: str = "filter") -> list[Site]:
             "lib/pruning/blocks.py. docs/extending.md tells how to declare another."
         )
     stem = _stem(network)
-    sites = []
+    sites: list[Site] = []
     residual = _norms(stem.written()) if stem else ()
     for chain in chains:
         written = _norms(chain.written())
@@ -306,8 +306,8 @@ class _Residual:
 def _stem(network: nn.Module) -> _Chain | None:
     """What writes the first residual stream, where the network's kind is declared to have one."""
     for name, module in network.named_modules():
-        if STEMS.get(type(module)) is not None:
-            return _Chain(network, name, Block(STEMS[type(module)], skip=False))
+        if (layers := STEMS.get(type(module))) is not None:
+            return _Chain(network, name, Block(layers, skip=False))
     return None
 
 

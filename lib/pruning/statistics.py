@@ -54,7 +54,7 @@ def reader_moments(network: nn.Module, sites: list[Site], images: Tensor) -> dic
     for site in sites:
         for reader in site.readers:
 
-            def hook(layer: nn.Module, inputs: tuple[Tensor, ...], name=reader.name):
+            def hook(layer: nn.Module, inputs: tuple[Tensor, ...], name: str = reader.name) -> None:
                 found[name] = Moments(sampled_rows(layer, inputs[0]))
 
             handles.append(network.get_submodule(reader.name).register_forward_pre_hook(hook))
