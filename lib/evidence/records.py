@@ -5,7 +5,7 @@ that is the mean average precision.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -75,7 +75,7 @@ def arms(records: pd.DataFrame) -> pd.DataFrame:
     return table.assign(label=[_label(arm) for arm in table.itertuples()])
 
 
-def _label(arm: NamedTuple) -> str:
+def _label(arm: Any) -> str:
     """What a row of `arms` is called in a legend."""
     network, pixels = arm.unit.split("@")
     words = [arm.backbone] if arm.backbone != network else []

@@ -1,6 +1,7 @@
 """Errors and what is gained over dense, against compute, by arm, ratio, learner or task."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ POINTS = {"points_gained": "accuracy gained (points)"}
 ALL_GAINS = {"accuracy_gain": "accuracy gained (%)", "error_cut": "error cut (%)"} | POINTS
 
 
-def _over_budgets(curves: Iterable[Curve], y: tuple[str, str], **how) -> Figure:
+def _over_budgets(curves: Iterable[Curve], y: tuple[str, str], **how: Any) -> Figure:
     """Panels of curves over the budget."""
     curves = list(curves)
     figure = panels(curves, ("budget", BUDGET), y, **how)

@@ -1,5 +1,7 @@
 """What pruning does to a network before any training, what that takes, and what is learnt."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -65,7 +67,7 @@ def time_against_macs(table: pd.DataFrame) -> Figure:
         look = {"color": colours[work], "linestyle": "--" if granularity == "channel" else "-"}
         curves.append(Curve(rows, look, f"{work}, {granularity}"))
     x, y = "share of its MACs", "share of the dense network's\nmeasured time"
-    facets = {"columns": 2, "col": "backbone", "height": 2.6, "width": COLUMN_WIDTH}
+    facets: dict[str, Any] = {"columns": 2, "col": "backbone", "height": 2.6, "width": COLUMN_WIDTH}
     figure = panels(curves, ("share_of_macs", x), ("share_of_time", y), **facets)
     for axes in figure.axes:
         axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, zorder=0)

@@ -5,7 +5,7 @@ import inspect
 import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -56,10 +56,10 @@ def in_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Make `draw` draw in the style. What its docstring says first is the figure's alternative text."""
 
     @functools.wraps(draw)
-    def drawn(*arguments, **named) -> Figure:
+    def drawn(*arguments: Any, **named: Any) -> Figure:
         with style():
             figure = draw(*arguments, **named)
-        figure.set_label(" ".join(inspect.getdoc(draw).split("\n\n")[0].split()))
+        figure.set_label(" ".join((inspect.getdoc(draw) or "").split("\n\n")[0].split()))
         return figure
 
     return drawn
@@ -146,10 +146,10 @@ def in_order(names: pd.Series) -> pd.Series:
 
 def budget_axis(axes: Axes, budgets: Iterable[float]) -> None:
     """A tick per budget in doublings; where there are many, every other has a number."""
-    budgets = np.sort(np.unique(budgets))
+    ticks = sorted(set(budgets))
     axes.set_xscale("log", base=2)
-    every = 1 if len(budgets) <= 5 else 2
-    axes.set_xticks(budgets, [f"{b:g}" if place % every == 0 else "" for place, b in enumerate(budgets)])
+    every = 1 if len(ticks) <= 5 else 2
+    axes.set_xticks(ticks, [f"{b:g}" if place % every == 0 else "" for place, b in enumerate(ticks)])
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
@@ -173,7 +173,7 @@ def look_of(arm: pd.Series) -> dict:
     """
     network, pixels = arm["unit"].split("@")
     if arm["backbone"] != network:
-        look = {"color": "tab:blue", "marker": "^"}
+        look: dict[str, Any] = {"color": "tab:blue", "marker": "^"}
     elif arm["image_size"] != int(pixels):
         look = {"color": "tab:green", "marker": "v", "alpha": min(1, arm["image_size"] / int(pixels))}
     elif arm["ratio"] == 0:
