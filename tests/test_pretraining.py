@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -14,12 +15,16 @@ from safetensors.torch import load_file
 from lib.common.errors import UserError
 from lib.networks.backbone import list_backbones, load_backbone
 from lib.networks.catalogue import RESNETS_64, WEIGHTS, build_resnet_64
+from lib.networks.macs import forward_macs
 from tools.pretrain import (
     PretrainSpec,
     class_group,
+    loss_of,
     pretrain,
     random_resized_crops,
+    rate_at,
     read_tiny_imagenet,
+    teach,
     write_card,
 )
 
@@ -53,69 +58,129 @@ def archive(tmp_path_factory):
 
 
 def spec(**fields) -> PretrainSpec:
-    return PretrainSpec(
-        network="resnet18half_64",
-        batch_size=8,
-        average_steps=2,
-        threads=1,
-        precision="fp32",
-        **{"epochs": 3, "warmup_epochs": 0.5, "learning_rate": 0.01, **fields},
-    )
+    tiny = {"blocks": 2, "block_epochs": 2, "batch_size": 8, "average_steps": 2, "precision": "fp32"}
+    slow = {"network": "resnet18eighth_64", "learning_rate": 0.01, "teacher_size": 32}
+    return PretrainSpec(**{**tiny, **slow, **fields})
+
+
+WEIGHTS_FILE = "resnet18eighth_64.safetensors"
+
+
+def same_weights(first, second) -> bool:
+    one, other = (load_file(folder / WEIGHTS_FILE) for folder in (first, second))
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_labels_are_the_sorted_wordnet_ids(archive):
-    (images, labels), (val_images, val_labels), classes = read_tiny_imagenet(archive)
+    training, validation, classes = read_tiny_imagenet(archive)
     assert classes == sorted(CLASSES)
-    assert images.shape == (24, 64, 64, 3) and val_images.shape == (9, 64, 64, 3)
-    for pixels, label in zip([*images, *val_images], [*labels, *val_labels], strict=True):
-        brightest = pixels.reshape(-1, 3).mean(0).argmax()
-        assert CLASSES[brightest] == classes[label]
+    assert training.images.shape == (24, 64, 64, 3) and validation.images.shape == (9, 64, 64, 3)
+    for part in (training, validation):
+        for pixels, label in zip(part.images, part.labels, strict=True):
+            brightest = pixels.reshape(-1, 3).mean(0).argmax()
+            assert CLASSES[brightest] == classes[label]
 
 
-def test_interrupted_and_resumed_is_the_same_as_undisturbed(archive, tmp_path, monkeypatch):
+def test_killed_and_resumed_is_the_same_as_undisturbed(archive, tmp_path, monkeypatch):
     whole = pretrain(spec(), archive, tmp_path / "whole", checkpoint_steps=2)
-    assert len(whole) == 3 and (tmp_path / "whole/resnet18half_64.safetensors").exists()
+    assert whole["block"].tolist() == [1, 1, 2, 2] and whole["epoch"].tolist() == [1, 2, 3, 4]
 
     save, calls = torch.save, []
 
-    def kill_after_two(*arguments):
+    def kill_at_the_fifth(*arguments):
         save(*arguments)
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 5:  # in the middle of the second block, whose teacher is computed already
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", kill_after_two)
+    monkeypatch.setattr(torch, "save", kill_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):
         pretrain(spec(), archive, tmp_path / "killed", checkpoint_steps=2)
     monkeypatch.undo()
     resumed = pretrain(spec(), archive, tmp_path / "killed", checkpoint_steps=2)
-    first, second = (load_file(tmp_path / run / "resnet18half_64.safetensors") for run in ("whole", "killed"))
-    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    assert same_weights(tmp_path / "whole", tmp_path / "killed")
     assert resumed.drop(columns="seconds").equals(whole.drop(columns="seconds"))
 
 
-def test_goes_on_from_weights_alone(archive, tmp_path):
-    pretrain(spec(epochs=2), archive, tmp_path / "first")
-    weights = tmp_path / "first/resnet18half_64.safetensors"
-    curve = pretrain(spec(epochs=3), archive, tmp_path / "second", resume_from=weights)
-    assert curve["epoch"].tolist() == [3.0]
+def test_a_block_needs_nothing_but_the_weights_before_it(archive, tmp_path):
+    """The committed fp16 file of the first block, in a folder of its own, goes on to the same weights."""
+    pretrain(spec(), archive, tmp_path / "whole")
+    first = pretrain(spec(), archive, tmp_path / "first", until=1)
+    assert first["block"].tolist() == [1, 1]
+    (tmp_path / "second").mkdir()
+    shutil.copy(tmp_path / "first" / WEIGHTS_FILE, tmp_path / "second" / WEIGHTS_FILE)
+    second = pretrain(spec(), archive, tmp_path / "second")
+    assert second["block"].tolist() == [1, 1, 2, 2]
+    assert same_weights(tmp_path / "whole", tmp_path / "second")
+    assert not same_weights(tmp_path / "first", tmp_path / "second")
+    with pytest.raises(UserError, match="another spec"):
+        pretrain(spec(seed=1), archive, tmp_path / "second")
+
+
+def test_a_block_warms_up_falls_to_zero_and_later_peaks_are_lower():
+    of = spec(block_epochs=4, warmup_epochs=1, learning_rate=0.4, later_rate=0.5)
+    for block, peak in ((0, 0.4), (1, 0.2)):
+        rates = [rate_at(of, block, progress) for progress in np.linspace(0, 1, 9)]
+        assert rates[0] == rates[-1] == 0 and max(rates) == rates[2] == pytest.approx(peak)
+        assert all(np.diff(rates[2:]) < 0)
+
+
+def test_the_teacher_knows_the_classes_and_is_computed_once(archive, tmp_path, monkeypatch):
+    training, validation, classes = read_tiny_imagenet(archive)
+    monkeypatch.setattr("tools.pretrain.HEAD_EPOCHS", 300)
+    taught = teach(spec(teacher_size=96), training, validation, classes, tmp_path)
+    assert taught.logits.shape == (24, 3) and taught.logits.dtype == np.float16
+    assert taught.top1 == 1 and (taught.logits.argmax(1) == training.labels).all()
+    # By the list of ImageNet's classes: 1 is the goldfish, 963 the pizza, 988 the acorn.
+    network = load_backbone("efficientnet_lite2")
+    small = torch.from_numpy(validation.images).permute(0, 3, 1, 2).float()
+    small = torch.nn.functional.interpolate(small, (96, 96), mode="bicubic", antialias=True).clamp(0, 255)
+    with torch.no_grad():
+        logits = network.classifier(network((small / 255 - 0.5) / 0.5))[:, [1, 963, 988]]
+    right = (logits.argmax(1).numpy() == validation.labels).mean()
+    assert taught.top1_zero_shot == pytest.approx(right, abs=1e-4)
+
+    def never(*_, **__):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("torch.nn.functional.interpolate", never)
+    again = teach(spec(teacher_size=96), training, validation, classes, tmp_path)
+    assert np.array_equal(again.logits, taught.logits)
+
+
+def test_loss_is_the_mixture_that_its_formula_says():
+    generator = torch.Generator().manual_seed(0)
+    logits, taught = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    of = spec(distillation=0.3, temperature=4, label_smoothing=0.1)
+    wanted = np.eye(3)[labels] * 0.9 + 0.1 / 3
+    answers = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
+    hard = -(wanted * np.log(answers)).sum(1).mean()
+    soft = [np.exp(x.numpy() / 4) / np.exp(x.numpy() / 4).sum(1, keepdims=True) for x in (taught, logits)]
+    apart = (soft[0] * np.log(soft[0] / soft[1])).sum(1).mean() * 16
+    assert loss_of(of, logits, labels, taught).item() == pytest.approx(0.7 * hard + 0.3 * apart, rel=1e-6)
+    assert loss_of(of, logits, labels, None).item() == pytest.approx(hard)
 
 
 def test_card_measures_the_weights(archive, tmp_path):
     pretrain(spec(), archive, tmp_path)
-    card = write_card(spec(), archive, tmp_path)
-    assert json.loads(json.dumps(card)) == json.loads((tmp_path / "resnet18half_64.json").read_text())
+    card = write_card(spec(), archive, tmp_path, note="A test.")
+    assert json.loads(json.dumps(card)) == json.loads((tmp_path / "resnet18eighth_64.json").read_text())
     assert set(card["top1_by_class"]) == set(CLASSES)
     assert set(card["top1_by_group"]) == {"animals", "food", "plants"}
     assert card["top1"] == pytest.approx(np.mean(list(card["top1_by_class"].values())), abs=0.01)
-    assert {"data", "command", "spec", "seconds", "licence", "curve", "processor"} <= card.keys()
-    with pytest.raises(UserError, match="another spec"):
-        pretrain(spec(seed=1), archive, tmp_path)
+    assert {"data", "command", "spec", "seconds", "licence", "curve", "processor", "tried"} <= card.keys()
+    assert card["blocks_done"] == 2 and card["note"] == "A test."
+    assert card["teacher"].keys() == {"top1_zero_shot", "top1"}
+    # Without a teacher there is none to tell of.
+    alone = spec(distillation=0, blocks=1)
+    pretrain(alone, archive, tmp_path / "alone")
+    assert write_card(alone, archive, tmp_path / "alone")["teacher"] is None
 
 
 def test_crops_stay_within_the_image_and_the_whole_image_is_one(archive):
-    (images, _), _, _ = read_tiny_imagenet(archive)
-    pixels = torch.from_numpy(images[:4])
+    training, _, _ = read_tiny_imagenet(archive)
+    pixels = torch.from_numpy(training.images[:4])
     crops = random_resized_crops(pixels, 32, 0.25, torch.Generator().manual_seed(0))
     assert crops.shape == (4, 3, 32, 32)
     assert crops.min() >= pixels.min() and crops.max() <= pixels.max()
@@ -132,7 +197,7 @@ def test_bad_archives_are_refused_with_one_sentence(archive, tmp_path):
     with pytest.raises(UserError, match=r"no val/val_annotations\.txt"):
         pretrain(spec(), tmp_path / "folder", tmp_path)
     with pytest.raises(UserError, match="Unknown network"):
-        pretrain(spec().model_copy(update={"network": "alexnet"}), archive, tmp_path)
+        pretrain(spec(network="alexnet"), archive, tmp_path)
 
 
 def test_groups_of_classes():
@@ -156,7 +221,9 @@ def test_shipped_weights_have_a_card_and_are_those_measured(name):
     assert_same_state(again, network.state_dict())
 
 
-def test_large_network_is_the_main_backbone_and_the_small_one_a_third_at_most():
-    names = list_backbones()
-    assert names[:2] == list(RESNETS_64)
-    assert sum(file.stat().st_size for file in WEIGHTS.glob("*.safetensors")) <= 60 * 2**20
+def test_the_ladder_goes_from_large_to_small_and_its_files_stay_small():
+    macs = [forward_macs(build_resnet_64(name).eval(), 64) / 1e6 for name in RESNETS_64]
+    assert macs == pytest.approx([334, 191, 47, 11, 3.4], rel=0.02)
+    listed = [name for name in list_backbones() if name in RESNETS_64]
+    assert listed == [name for name in RESNETS_64 if name in listed] and "resnet26_64" in listed
+    assert sum(file.stat().st_size for file in WEIGHTS.rglob("*.safetensors")) <= 100 * 2**20

@@ -20,12 +20,21 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CENTRED = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 WEIGHTS = Path(__file__).parent / "weights"
 
-# Residual networks pretrained at 64 px on Tiny ImageNet (tools/pretrain.py): the kind of block, and how many
-# of what inner width each of the four stages has.
+# The ladder: residual networks pretrained at 64 px on Tiny ImageNet by one recipe (tools/pretrain.py). The
+# kind of block, and how many of what inner width each of the four stages has; the stem is 64 wide where it is
+# not told.
 _BASIC, _BOTTLENECK = timm.models.resnet.BasicBlock, timm.models.resnet.Bottleneck
 RESNETS_64 = {
+    "resnet50_64": {"block": _BOTTLENECK, "layers": (3, 4, 6, 3), "channels": (64, 128, 256, 512)},
     "resnet26_64": {"block": _BOTTLENECK, "layers": (2, 2, 2, 2), "channels": (64, 128, 256, 512)},
     "resnet18half_64": {"block": _BASIC, "layers": (2, 2, 2, 2), "channels": (32, 64, 128, 256)},
+    "resnet18quarter_64": {
+        "block": _BASIC,
+        "layers": (2, 2, 2, 2),
+        "channels": (16, 32, 64, 128),
+        "stem": 16,
+    },
+    "resnet18eighth_64": {"block": _BASIC, "layers": (2, 2, 2, 2), "channels": (8, 16, 32, 64), "stem": 8},
 }
 LITES = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}  # pixels
 TORCHVISION = {
@@ -58,8 +67,22 @@ def split(name: str, network: nn.Module, head: str, **attributes: Any) -> Backbo
 
 def build_resnet_64(name: str, num_classes: int = 200) -> Backbone:
     """The residual network `name` with random weights, for images of 64 px."""
-    network = timm.models.ResNet(num_classes=num_classes, **RESNETS_64[name])
+    shape = {key: value for key, value in RESNETS_64[name].items() if key != "stem"}
+    network = timm.models.ResNet(num_classes=num_classes, **shape)
+    if "stem" in RESNETS_64[name]:
+        _narrow_stem(network, RESNETS_64[name]["stem"])
     return split(name, network, "fc", image_size=64, **IMAGENET)
+
+
+def _narrow_stem(network: timm.models.ResNet, width: int) -> None:
+    """A stem of the first stage's width: timm's has 64 channels whatever the stages have."""
+    first = network.layer1[0]
+    network.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+    network.bn1 = nn.BatchNorm2d(width)
+    first.conv1 = nn.Conv2d(width, first.conv1.out_channels, 3, padding=1, bias=False)
+    first.downsample = None
+    for conv in (network.conv1, first.conv1):
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
 
 def load_halves(network: Backbone, file: Path) -> dict[str, str]:
