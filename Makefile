@@ -22,7 +22,7 @@ ifeq ($(PROFILE),paper)
 DRAWN += 10_asymptote 11_filter_or_channel 12_which_filters 13_adviser
 endif
 # What `make pretrain` trains.
-NETWORKS ?= resnet26_64 resnet18half_64
+NETWORKS ?= resnet18eighth_64 resnet18quarter_64 resnet18half_64 resnet26_64 resnet50_64
 # The whole repository, so that links and pictures are found, opened on the start page.
 LAB := --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/index.ipynb --LabApp.news_url=None
 # What nbval checks: all but the one that needs Tiny ImageNet and hours, and the one whose outputs are controls.
