@@ -71,7 +71,9 @@ EVERY_BLOCK = [
     "timm:deit_tiny_patch16_224",
 ]
 FAMILIES = [
-    *RESNETS_64,
+    "resnet26_64",
+    "resnet18half_64",
+    "resnet18quarter_64",
     *(f"torchvision:{name}" for name in _TORCHVISION),
     *(f"timm:{name}" for name in _TIMM),
 ]

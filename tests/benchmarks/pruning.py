@@ -90,13 +90,13 @@ def torch_pruning_at(network: Backbone, kept: dict[str, list[int]]) -> Backbone:
 
 def quality(archive: Path, count: int) -> pd.DataFrame:
     """Shares of the dense accuracy, a row a recipe, a column a ratio."""
-    (images, _), (val_images, val_labels), classes = read_tiny_imagenet(archive)
+    training, tests, classes = read_tiny_imagenet(archive)
     synsets = (Path(timm.data.__file__).parent / "_info" / "imagenet_synsets.txt").read_text().split()
     imagenet = torch.tensor([synsets.index(name) if name in synsets else -1 for name in classes])
     rng = np.random.default_rng(0)
-    shown = rng.permutation(np.flatnonzero(imagenet[val_labels] >= 0))[:count]
-    validation, truth = scaled(val_images[shown]), imagenet[val_labels[shown]]
-    calibration = scaled(images[rng.choice(len(images), 64, replace=False)])
+    shown = rng.permutation(np.flatnonzero(imagenet[tests.labels] >= 0))[:count]
+    validation, truth = scaled(tests.images[shown]), imagenet[tests.labels[shown]]
+    calibration = scaled(training.images[rng.choice(len(training.images), 64, replace=False)])
     synthetic = synthetic_images(64, SIDE, seed=0)
 
     dense = load_backbone("efficientnet_lite0")
