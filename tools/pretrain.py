@@ -24,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
-from timm.data import ImageNetInfo
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lib.common.errors import UserError, choose
 from lib.common.files import atomic_path, save_tensors, write_json
 from lib.common.provenance import provenance
+from lib.common.vision import timm
 from lib.learning.engine import set_up_cpu
 from lib.networks.backbone import Backbone, load_backbone, normalised
 from lib.networks.catalogue import RESNETS_64, build_resnet_64, load_halves
@@ -178,7 +178,7 @@ def teach(spec: PretrainSpec, training: Part, validation: Part, classes: list[st
     fitted to the representations of the training images, because enlarged images are none that it knows.
     """
     network = load_backbone(spec.teacher)
-    known = ImageNetInfo().label_names()
+    known = timm.data.ImageNetInfo().label_names()
     rows = [known.index(wordnet_id) for wordnet_id in classes]
     weight, bias = (p.detach()[rows].clone() for p in (network.classifier.weight, network.classifier.bias))
     folder = out / f"{spec.teacher}-{spec.teacher_size}-{len(training.images)}"
