@@ -8,13 +8,14 @@ import pandas as pd
 import yaml
 from ipywidgets import HTML, Button, Dropdown, FloatSlider, HBox, Image, Layout, Text, VBox
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from lib.common.errors import UserError
 from lib.common.files import atomic_path
 from lib.common.paths import BUILD
 from lib.evidence.figures.style import BUDGET, PAGE_WIDTH, budget_axis, in_style, picture
 from lib.evidence.records import COMPARED, load_records
-from lib.networks.backbone import load_backbone, normalised
+from lib.networks.backbone import Backbone, load_backbone, normalised
 from lib.networks.macs import forward_macs
 from lib.networks.measure import fidelity, measure_latency
 from lib.pruning import plan_pruning
@@ -23,10 +24,11 @@ from lib.pruning.repairs import REPAIRS
 from lib.pruning.sites import GRANULARITIES
 from lib.runs.run import run_stream
 from lib.runs.spec import RunSpec
-from lib.streams import list_tasks
+from lib.streams import list_tasks, load_stream
 from measured import mixed_images
 
 BACKBONES = ["resnet26_64", "resnet18half_64", "efficientnet_lite0"]  # they have a learning-rate rule
+LEARNING_RATE = 1e-3  # of the others
 BUDGETS = [0.125, 0.25, 0.5, 1.0, 2.0]
 IMAGE_SIZE, BATCH = 64, 16
 CALIBRATION_IMAGES, IMAGES = 32, 64  # for criteria and repairs, and others to measure fidelity on
@@ -37,8 +39,12 @@ class Explorer:
 
     def __init__(self, out: Path = BUILD / "explore"):
         self.out = out
-        self.dense = {}
+        self.dense: dict[tuple[str, str | None], tuple[Backbone, Tensor, float]] = {}
         self.backbone = Dropdown(options=BACKBONES, description="backbone")
+        self.network = Text(placeholder="or timm:NAME or torchvision:NAME", continuous_update=False)
+        self.weights = Text(
+            placeholder="a checkpoint of your own: .pth, .safetensors", continuous_update=False
+        )
         self.ratio = FloatSlider(
             value=0.5,
             min=0,
@@ -53,27 +59,42 @@ class Explorer:
         self.granularity = Dropdown(options=GRANULARITIES, description="granularity")
         self.task = Dropdown(options=list(list_tasks("pocket")["name"]), description="task")
         self.folder = Text(
-            placeholder="or a folder of your own: train/<class>/*", layout=Layout(width="28em")
+            placeholder="or a folder of your own: train/<class>/*",
+            layout=Layout(width="28em"),
+            continuous_update=False,
         )
         self.start = Button(description="fine-tune", button_style="primary")
-        self.summary, self.message = HTML(), HTML()
+        self.summary, self.message, self.classes = HTML(), HTML(), HTML()
         self.network_picture = Image(format="png")
         self.curve_picture = Image(format="png", layout=Layout(display="none"))
-        for chosen in (self.backbone, self.ratio, self.granularity, self.criterion, self.repair):
+        of_network = self.backbone, self.network, self.weights
+        for chosen in (*of_network, self.ratio, self.granularity, self.criterion, self.repair):
             chosen.observe(lambda _: self.prune(), names="value")
+        for chosen in (self.task, self.folder):
+            chosen.observe(lambda _: self.name_classes(), names="value")
         self.start.on_click(lambda _: self.fine_tune())
         self.view = VBox(
             [
-                HBox([self.backbone, self.ratio]),
+                HBox([self.backbone, self.network, self.weights]),
+                self.ratio,
                 HBox([self.granularity, self.criterion, self.repair]),
                 self.summary,
                 self.network_picture,
                 HBox([self.task, self.folder, self.start]),
+                self.classes,
                 self.message,
                 self.curve_picture,
             ]
         )
         self.prune()
+        self.name_classes()
+
+    @property
+    def chosen(self) -> tuple[str, str | None]:
+        """The network's name, and the path of its checkpoint if there is one."""
+        weights = self.weights.value.strip()
+        named = self.network.value.strip() or self.backbone.value
+        return named, str(Path(weights).expanduser()) if weights else None
 
     def prune(self) -> None:
         """Show what the chosen pruning leaves."""
@@ -83,14 +104,15 @@ class Explorer:
             self.message.value = f"<b>{escape(str(error))}</b>"
 
     def _prune(self) -> None:
-        name = self.backbone.value
-        if name not in self.dense:
-            network = load_backbone(name)
+        if self.chosen not in self.dense:
+            name, weights = self.chosen
+            network = load_backbone(name, weights=weights)
             images = normalised(
                 mixed_images(CALIBRATION_IMAGES + IMAGES, IMAGE_SIZE).permute(0, 3, 1, 2), network
             )
-            self.dense[name] = network, images, measure_latency(network, IMAGE_SIZE, batch_size=BATCH)
-        dense, images, dense_time = self.dense[name]
+            took = measure_latency(network, IMAGE_SIZE, batch_size=BATCH)
+            self.dense[self.chosen] = network, images, took
+        dense, images, dense_time = self.dense[self.chosen]
         plan = plan_pruning(
             dense,
             self.ratio.value,
@@ -130,20 +152,40 @@ class Explorer:
         finally:
             self.start.disabled = False
 
+    def name_classes(self) -> None:
+        """Show what the chosen task tells apart."""
+        try:
+            stream, names = self._stream()
+            task = load_stream(stream).only(names).tasks[0]
+            kinds = "tags" if task.kind == "multi-label" else "classes"
+            self.classes.value = f"{task.num_classes} {kinds}: {escape(', '.join(task.classes))}"
+        except UserError as error:
+            self.classes.value = f"<b>{escape(str(error))}</b>"
+
+    def _stream(self) -> tuple[str, list[str] | None]:
+        """The chosen stream, and which tasks of it."""
+        if not (own := self.folder.value.strip()):
+            return "pocket", [self.task.value]
+        folder = Path(own).expanduser().resolve()
+        if not folder.is_dir():
+            raise UserError(f"{own} is not here: expected a folder at {folder} that holds train/<class>/*.")
+        stream = self.out / "stream.yaml"
+        source = {"name": "mine", "source": f"folder:{folder}", "year": 2000}
+        with atomic_path(stream) as temporary:
+            temporary.write_text(yaml.safe_dump({"name": "explore", "tasks": [source]}))
+        return str(stream), None
+
     def _spec(self, budget: float) -> RunSpec:
-        stream, tasks = "pocket", [self.task.value]
-        if own := self.folder.value.strip():
-            stream, tasks = self.out / "stream.yaml", None
-            source = {"name": "mine", "source": f"folder:{Path(own).expanduser().resolve()}", "year": 2000}
-            with atomic_path(stream) as temporary:
-                temporary.write_text(yaml.safe_dump({"name": "explore", "tasks": [source]}))
+        (name, weights), (stream, tasks) = self.chosen, self._stream()
         return RunSpec(
-            backbone=self.backbone.value,
+            backbone=name,
+            weights=weights,
+            learning_rate=None if name in BACKBONES else LEARNING_RATE,
             ratio=self.ratio.value,
             granularity=self.granularity.value,
             criterion=self.criterion.value,
             repair=self.repair.value,
-            stream=str(stream),
+            stream=stream,
             tasks=tasks,
             budgets=[budget],
             train_images=400,
@@ -154,13 +196,13 @@ class Explorer:
     def _measured_before(self) -> pd.DataFrame:
         """The front of the committed records on this task, or of all tasks for a folder of one's own."""
         records = load_records("paper", *COMPARED)
-        records = records[records["unit"] == f"{self.backbone.value}@{IMAGE_SIZE}"]
+        records = records[records["unit"] == f"{self.chosen[0]}@{IMAGE_SIZE}"]
         if not self.folder.value.strip():
             records = records[records["task"] == self.task.value]
         means = records.pivot_table("error_test", "budget", "arm")
-        return (
-            pd.DataFrame({"error": means.min(axis=1), "arm": means.idxmin(axis=1)}) if len(means) else means
-        )
+        if means.empty:
+            return means
+        return pd.DataFrame({"error": means.min(axis=1), "arm": means.idxmin(axis=1)})
 
 
 @in_style

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import explorer as explore
 from explorer import Explorer
+from lib.common.vision import timm
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +36,7 @@ def test_fine_tuning_on_own_images_draws_a_curve(explorer, tmp_path, monkeypatch
             pixels = rng.integers(level - 30, level + 30, (64, 64, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "train" / name / f"{number}.png")
     explorer.folder.value = str(tmp_path)
+    assert explorer.classes.value == "2 classes: dark, light"
     explorer.fine_tune()
     assert explorer.message.value.startswith("0.25: error ") and ", 0.5: error " in explorer.message.value
     assert explorer.curve_picture.layout.display == "" and not explorer.start.disabled
@@ -42,5 +45,32 @@ def test_fine_tuning_on_own_images_draws_a_curve(explorer, tmp_path, monkeypatch
 
 def test_a_folder_that_is_not_there_is_one_sentence(explorer):
     explorer.folder.value = "/nowhere/at/all"
+    assert "expected a folder at /nowhere/at/all" in explorer.classes.value
     explorer.fine_tune()
     assert "expected a folder at /nowhere/at/all" in explorer.message.value and not explorer.start.disabled
+
+
+def test_a_task_s_classes_have_names(explorer):
+    explorer.folder.value = ""
+    explorer.task.value = "materials"
+    assert explorer.classes.value.startswith("10 classes: ") and "0" not in explorer.classes.value[12:]
+    explorer.task.value = "clipart_tags"
+    assert explorer.classes.value.startswith("16 tags: ")
+
+
+def test_a_network_and_a_checkpoint_of_one_s_own_are_pruned_and_fine_tuned(explorer, tmp_path, monkeypatch):
+    monkeypatch.setattr(explore, "BUDGETS", [0.25])
+    checkpoint = tmp_path / "mine.pth"
+    torch.manual_seed(1)
+    torch.save(timm.create_model("resnet10t", num_classes=3).state_dict(), checkpoint)
+    explorer.folder.value, explorer.task.value = "", "mnist"
+    explorer.weights.value = str(checkpoint)
+    assert "does not fit resnet18half_64" in explorer.message.value
+    explorer.network.value = "timm:resnet10t"
+    assert explorer.message.value == "" and "million MACs" in explorer.summary.value
+    explorer.fine_tune()
+    assert explorer.message.value.startswith("0.25: error ")
+    explorer.weights.value = str(tmp_path / "not there.pth")
+    assert "not there.pth" in explorer.message.value
+    explorer.network.value = explorer.weights.value = ""
+    assert explorer.message.value == ""
