@@ -169,7 +169,7 @@ def adviser_lead(records: pd.DataFrame, unit: str, granularity: str | None = Non
         of_unit = at_shared_budgets(scaling.main_grid(of_unit, granularity))
     if of_unit["arm"].nunique() < 3:
         raise NotMeasured
-    table = adviser.regrets(of_unit).pivot_table("regret", "task", "policy")
+    table = adviser.regrets(of_unit).pivot_table("regret", ["task", "event"], "policy")
     fixed = table.drop(columns="adviser")
     pair = [table[["adviser"]].to_numpy(), fixed[[fixed.mean().idxmin()]].to_numpy()]
     return estimate(points_gained, *pair)
@@ -184,11 +184,11 @@ def distance_correlation(records: pd.DataFrame, unit: str) -> Estimate:
     of_unit = records[records["unit"] == unit]
     if of_unit["granularity"].nunique() < 2:
         raise NotMeasured
-    leads = granularities_compared(of_unit).groupby("task", sort=False)["points"].mean()
-    distances = pd.read_csv(DISTANCES).query("unit == @unit").groupby("task")["distance"].first()
-    if not set(leads.index) <= set(distances.index):
+    leads = granularities_compared(of_unit).groupby(["event", "task"])["points"].mean()
+    distances = pd.read_csv(DISTANCES).query("unit == @unit").groupby(["event", "task"])["distance"].first()
+    if not leads.index.isin(distances.index).all():
         raise NotMeasured
-    pairs = np.array([(distances[task], lead) for task, lead in leads.items()])
+    pairs = np.column_stack([distances[leads.index], leads])
     drawn = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES // 4, len(pairs)))
     found = [spearmanr(*pairs[draw].T).statistic for draw in drawn if len(set(draw)) > 2]
     return Estimate(float(spearmanr(*pairs.T).statistic), *map(float, np.percentile(found, [2.5, 97.5])))

@@ -1,10 +1,13 @@
 """Recommendations on tables whose answers are known."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from lib.common.errors import UserError
 from lib.evidence.adviser import recommend, regrets
+from lib.evidence.records import described
+from lib.runs.run import run_stream
 from lib.runs.spec import RunSpec
 
 # Errors of three tasks at budgets 0.5 and 2. The third task is unlike the others.
@@ -18,7 +21,7 @@ ERRORS = {
 
 @pytest.fixture
 def records() -> pd.DataFrame:
-    return pd.DataFrame(
+    table = pd.DataFrame(
         [
             {
                 "arm": arm,
@@ -27,7 +30,6 @@ def records() -> pd.DataFrame:
                 "task": f"task{event}",
                 "error_test": error,
                 "seed": 0,
-                "unit": "net@64",
                 "backbone": "net",
                 "image_size": 64,
                 "ratio": 0.5 if arm == "half" else 0.0,
@@ -37,13 +39,13 @@ def records() -> pd.DataFrame:
                 "repair": "none",
                 "learner": "independent",
                 "trials": 1,
-                "reference": None,
                 "limit_macs": round(100 * budget),
             }
             for (arm, budget), errors in ERRORS.items()
             for event, error in enumerate(errors)
         ]
     )
+    return described(table.assign(reference="net@64"))
 
 
 def test_the_best_on_the_other_tasks_is_recommended(records):
@@ -102,6 +104,80 @@ def test_arms_that_were_not_run_up_to_the_budget_are_left_out(records):
     pd.testing.assert_frame_equal(regrets(more), regrets(records))
     with pytest.raises(UserError, match=r"budget=16 was not measured: expected 0\.5 to 8 dense"):
         recommend(16, "task2", more)
+
+
+def test_records_of_one_run_are_advice(tmp_path):
+    """What `run_stream` gives, without a name or a unit: arms are told apart and called by their fields."""
+    common = {"tasks": ["mnist", "materials", "stamps"], "train_images": 24, "evaluation_images": 16}
+    specs = [
+        RunSpec(backbone="resnet18half_64", ratio=ratio, learner="probe", budgets=[0.25], **common)
+        for ratio in (0, 0.5)
+    ]
+    runs = [run_stream(spec, tmp_path) for spec in specs]
+    alone = recommend(0.25, "mine", runs[0])
+    assert alone.arm == "dense, probe" and alone.spec["backbone"] == "resnet18half_64"
+    assert alone.error.value == pytest.approx(runs[0]["error_test"].mean())
+    both = recommend(0.25, "mnist", pd.concat(runs))
+    errors = [run.loc[run["task"] != "mnist", "error_test"].mean() for run in runs]
+    assert both.error.value == pytest.approx(min(errors))
+    assert both.spec["ratio"] == (0, 0.5)[int(np.argmin(errors))]
+    assert RunSpec(**both.spec, budgets=[0.25]).learner == "probe"
+
+
+def test_budgets_that_are_not_nested_are_read_between(records):
+    """Dense at 0.5 and 2, half at 0.5 and 8: half's error at 2 lies on the line between its own."""
+    later = records["budget"].eq(2) & records["arm"].eq("half")
+    apart = records.assign(
+        budget=records["budget"].mask(later, 8.0), limit_macs=records["limit_macs"].mask(later, 800)
+    )
+    # Without the third task: dense 0.8 and 0.25; half 0.55, 0.475 (half way to 8) and 0.4.
+    found = recommend(2, "task2", apart)
+    assert found.arm == "dense" and found.error.value == pytest.approx(0.25)
+    high = recommend(4, "task2", apart)
+    assert high.arm == "half" and high.error.value == pytest.approx(0.55 - 0.15 * 3 / 4)
+    apart["budget"] = apart["budget"].mask(apart["arm"] == "dense", apart["budget"] * 2)
+    apart["limit_macs"] = (100 * apart["budget"]).astype(int)
+    assert recommend(0.5, "task2", apart).arm == "half"  # dense starts at 1
+    assert recommend(1, "task2", apart).arm == "half" and recommend(4, "task2", apart).arm == "dense"
+
+
+def broken(records: pd.DataFrame, **columns) -> pd.DataFrame:
+    first = records.index == records.index[0]
+    return records.assign(**{name: records[name].mask(first, value) for name, value in columns.items()})
+
+
+REFUSED = {
+    "none at all": (lambda r: r[:0], "There are no records: expected"),
+    "one task, which is asked for": (lambda r: r[r["task"] == "task1"], "of task1 alone: expected another"),
+    "an error that is no number": (
+        lambda r: broken(r, error_test=np.nan),
+        "no number in 1 records, of task0",
+    ),
+    "two units": (lambda r: broken(r, reference="other@64"), "in units of other@64 and net@64: expected one"),
+    "other compute": (lambda r: broken(r, limit_macs=7), "do not compare: expected the same"),
+    "a task lacking": (lambda r: r[1:], "do not compare: expected the same tasks"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_records_that_give_no_advice_are_refused_in_one_sentence(records, case):
+    change, sentence = REFUSED[case]
+    with pytest.raises(UserError, match=sentence):
+        recommend(0.5, "task1" if "asked" in case else "mine", change(records))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_little_is_enough(records, size):
+    few = records[(records["event"] < size) & (records["budget"] == 0.5)]
+    assert recommend(0.5, "mine", few).error.value == pytest.approx({1: 0.5, 2: 0.55}[size])
+
+
+def test_tasks_of_one_name_are_two(records):
+    """In regrets by their events; in advice for that name neither has a say."""
+    twins = records.replace({"task": {"task1": "task0"}})
+    table = regrets(twins)
+    pd.testing.assert_frame_equal(table.drop(columns="task"), regrets(records).drop(columns="task"))
+    assert recommend(0.5, "task0", twins).error.value == pytest.approx(0.3)
 
 
 def test_regrets_by_hand(records):

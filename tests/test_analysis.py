@@ -160,12 +160,14 @@ def test_granularities_are_compared_where_they_alone_differ():
     thin = records["arm"] == "thin"
     records["granularity"] = np.where(thin, "channel", "filter")
     table = analysis.granularities_compared(records)
-    assert table[["task", "ratio", "budget"]].values.tolist() == [
-        ["task0", 0.5, 0.5],
-        ["task1", 0.5, 0.5],
-        ["task0", 0.5, 1.0],
-        ["task1", 0.5, 1.0],
+    assert table[["event", "task", "ratio", "budget"]].values.tolist() == [
+        [0, "task0", 0.5, 0.5],
+        [1, "task1", 0.5, 0.5],
+        [0, "task0", 0.5, 1.0],
+        [1, "task1", 0.5, 1.0],
     ]
+    twins = analysis.granularities_compared(records.assign(task="flowers"))
+    assert twins["points"].tolist() == table["points"].tolist()
     assert table["points"].tolist() == pytest.approx([20, -10, 10, 0])
     both = analysis.granularities_compared(pd.concat([records, elsewhere(records)])).set_index("unit")
     assert both.loc["other@64", "points"].tolist() == pytest.approx([10, -5, 5, 0])
@@ -244,7 +246,7 @@ def test_a_smaller_network_counts_in_the_unit_of_its_reference(tmp_path, monkeyp
     for arm in analysis.arms_of("smoke", "arms"):
         backbone, reference = ("small", "large@64") if arm == "small" else ("large", None)
         frame = pd.DataFrame({"backbone": [backbone], "image_size": [64], "reference": [reference]})
-        frame.assign(seed=0).to_parquet(tmp_path / f"{arm}.parquet")
+        frame.assign(seed=0, error_test=0.1).to_parquet(tmp_path / f"{arm}.parquet")
     records = load_records("smoke")
     assert set(records["unit"]) == {"large@64"}
     assert records.groupby("backbone")["own"].all().to_dict() == {"large": True, "small": False}
@@ -342,3 +344,34 @@ def test_arms_are_told_apart_and_called_what_they_are():
         "fewer": "50 %, l1, global, 32 px",
         "probed": "dense, probe",
     }
+
+
+@pytest.mark.parametrize("read", [mean_errors, improvement_over_dense, analysis.learners_compared])
+def test_tasks_of_one_name_are_told_apart_by_their_events(read):
+    records = records_of(ERRORS)
+    pd.testing.assert_frame_equal(read(records.assign(task="flowers")), read(records))
+
+
+def test_arms_without_a_name_are_called_by_what_they_are():
+    first = records_of(ERRORS)
+    named = described(first.drop(columns=["arm", "unit", "own"]))
+    assert set(named["arm"]) == {"dense", "50 %, l1"}
+    both = pd.concat([first, elsewhere(first)]).drop(columns=["arm", "unit", "own"])
+    assert set(described(both)["arm"]) == {
+        "dense in net@64",
+        "dense in other@64",
+        "50 %, l1 in net@64",
+        "50 %, l1 in other@64",
+    }
+
+
+def test_records_of_two_units_are_not_mixed():
+    records = pd.concat([records_of(ERRORS)[:4], elsewhere(records_of(ERRORS))[4:]])
+    with pytest.raises(UserError, match="in units of net@64 and other@64: expected one"):
+        errors_by_seed(records)
+
+
+@pytest.mark.parametrize("read", [analysis.learners_grid, analysis.granularities_compared])
+def test_a_table_without_its_arms_says_which_it_is_about(read):
+    with pytest.raises(analysis.MissingArms, match="no arms to compare: expected"):
+        read(records_of(ERRORS))

@@ -216,3 +216,12 @@ def test_committed_notebooks_carry_outputs_and_neither_warnings_nor_errors(file)
     if file.stem not in ("explore", "index", "pretrain"):
         assert any(out.output_type in ("stream", "execute_result") for out in outputs)
         assert all(cell.execution_count for cell in cells)
+
+
+def test_a_figure_without_its_arms_is_left_out_and_said(tmp_path, capsys):
+    """It is no failure: what make does next goes on."""
+    raised = "from lib.evidence.records import MissingArms\nraise MissingArms('expected a probe.')"
+    file = notebook(tmp_path, "print('before')", raised, "print('after')")
+    execute(file, tmp_path / "out.ipynb", {}, "08_learners")
+    assert capsys.readouterr().out == "08_learners: left out. expected a probe.\n"
+    assert printed(tmp_path / "out.ipynb") == "before\n"

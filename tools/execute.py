@@ -36,6 +36,7 @@ def execute(notebook: Path, output: Path, parameters: dict, label: str) -> None:
 
     The kernel is the interpreter that runs this, whatever is installed under the kernel's name, and reads no
     IPython profile of the user's. Progress that the notebook reports is printed, each line after `label`.
+    A notebook whose arms the profile lacks (MissingArms) ends where it finds that, and it is said.
     Raises UserError for a parameter that the notebook does not have, or with the last line of the error when
     a cell fails.
     """
@@ -66,6 +67,9 @@ def execute(notebook: Path, output: Path, parameters: dict, label: str) -> None:
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
         except PapermillExecutionError as error:
+            if error.ename == "MissingArms":
+                print(f"{label}: left out. {error.evalue}", flush=True)
+                return
             kind = "" if error.ename == "UserError" else f"{error.ename}: "
             raise UserError(f"{kind}{error.evalue}") from error
         except DeadKernelError as error:

@@ -15,6 +15,7 @@ from lib.evidence.records import (
     PRUNING,
     Estimate,
     at_shared_budgets,
+    described,
     errors_by_seed,
     estimate,
     load_records,
@@ -48,26 +49,35 @@ def recommend(budget: float, task: str, records: pd.DataFrame | None = None) -> 
     if records is None:
         records = load_records("paper", *COMPARED)
         records = records[records["unit"] == records["unit"].iloc[0]]
+    records = described(records)
     others = records[records["task"] != task]
-    reach = others.groupby("arm")["budget"].transform("max")
-    if not others["budget"].min() <= budget <= reach.max():
+    if others.empty:
+        raise UserError(f"The records are of {task} alone: expected another task to learn from.")
+    least, most = (others.groupby("arm")["budget"].transform(end) for end in ("min", "max"))
+    able = others[(least <= budget) & (budget <= most)]
+    if able.empty:
         raise UserError(
-            f"budget={budget:g} was not measured: expected {others['budget'].min():g} to {reach.max():g} "
-            "dense epochs."
+            f"budget={budget:g} was not measured: expected {least.min():g} to {most.max():g} dense epochs."
         )
-    others = at_shared_budgets(others[reach >= budget])
-    arm = _best_about(budget, others)
+    errors_by_seed(able)  # refuses what does not compare
+    arm = _best_about(budget, able)
     first = records.loc[records["arm"] == arm, CHOSEN].iloc[[0]]
     spec = {name: None if pd.isna(value) else value for name, value in first.to_dict("records")[0].items()}
-    return Recommendation(arm, spec, _error_at(budget, others[others["arm"] == arm]))
+    return Recommendation(arm, spec, _error_at(budget, able[able["arm"] == arm]))
 
 
 def _best_about(budget: float, records: pd.DataFrame) -> str:
-    """The arm with the lowest mean error over tasks, weighted by how near its budgets are."""
-    means = records.groupby(["arm", "budget", "task"], sort=False)["error_test"].mean()
-    means = means.groupby(level=["arm", "budget"], sort=False).mean().unstack("budget")
+    """The arm with the lowest mean error over tasks, weighted by how near its budgets are.
+
+    At the budgets of any arm between the least and the most that all were run with; between its own, an
+    arm's error is linear in the logarithm.
+    """
+    means = records.groupby(["arm", "budget", "event"], sort=False)["error_test"].mean()
+    means = means.groupby(level=["arm", "budget"], sort=False).mean().unstack("budget").sort_index(axis=1)
     doublings = np.log2(means.columns.to_numpy() / budget)
-    return (means * np.exp(-(doublings**2) / 2)).sum(axis=1).idxmin()
+    means = means.set_axis(doublings, axis=1).interpolate("index", axis=1, limit_area="inside")
+    means = means.dropna(axis=1)
+    return (means * np.exp(-(means.columns.to_numpy() ** 2) / 2)).sum(axis=1).idxmin()
 
 
 def _error_at(budget: float, records: pd.DataFrame) -> Estimate:
@@ -84,16 +94,15 @@ def _error_at(budget: float, records: pd.DataFrame) -> Estimate:
 def regrets(records: pd.DataFrame) -> pd.DataFrame:
     """What each policy loses to the best arm in hindsight, one row per policy, task and shared budget.
 
-    Policies: the adviser; and always the same arm, one policy an arm. Columns: policy, task, budget, arm,
-    regret (error minus the lowest of all arms, each the mean over its seeds).
+    Policies: the adviser; and always the same arm, one policy per arm. Columns: policy, event, task, budget,
+    arm, regret (error minus the lowest of all arms, each the mean over its seeds).
     """
     records = at_shared_budgets(records)
-    errors = records.groupby(["budget", "task", "arm"], sort=False)["error_test"].mean().unstack("arm")
+    errors = records.pivot_table("error_test", ["budget", "event", "task"], "arm", sort=False)
     rows = []
-    for (budget, task), of_arms in errors.iterrows():
-        advised = _best_about(budget, records[records["task"] != task])
+    for (budget, event, task), of_arms in errors.iterrows():
+        advised = _best_about(budget, records[records["event"] != event])
         policies = {"adviser": advised} | {f"always {arm}": arm for arm in errors.columns}
         for policy, arm in policies.items():
-            regret = of_arms[arm] - of_arms.min()
-            rows.append({"policy": policy, "task": task, "budget": budget, "arm": arm, "regret": regret})
-    return pd.DataFrame(rows)
+            rows.append((policy, event, task, budget, arm, of_arms[arm] - of_arms.min()))
+    return pd.DataFrame(rows, columns=["policy", "event", "task", "budget", "arm", "regret"])

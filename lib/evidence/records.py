@@ -4,8 +4,8 @@ Reads records only and imports nothing that trains. Accuracy here is 1 - error: 
 that is the mean average precision.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from lib.runs.profiles import arms_of, records_file, replicate
 RESAMPLES = 4000
 COMPARED = "arms", "criteria", "shapes", "learners"  # the groups whose budgets are those of the main grid
 # What tells one arm from another; `unit` and `own` are those of `described`.
-_NETWORK = ["unit", "own", "backbone", "image_size"]
+NETWORK = ["unit", "own", "backbone", "image_size"]
 PRUNING = ["ratio", "criterion", "scope", "granularity", "repair"]
 LEARNING = ["learner", "trials"]
 
@@ -27,6 +27,10 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
+
+
+class MissingArms(UserError):
+    """The records lack the arms that a table or figure is about: it is left out, and the rest goes on."""
 
 
 def load_records(profile: str, *groups: str) -> pd.DataFrame:
@@ -53,42 +57,51 @@ def load_records(profile: str, *groups: str) -> pd.DataFrame:
 
 
 def described(records: pd.DataFrame) -> pd.DataFrame:
-    """Records with `unit`, the dense network and resolution that the budget is counted in, and `own`: whether
-    a row is of that network and resolution."""
+    """Records, such as those of `run_stream`, with the columns that all readers here go by.
+
+    `unit` is the dense network and resolution that the budget is counted in, `own` whether a row is of that
+    network and resolution, `arm` the name of what the row was run with: what it is called, if it has none.
+    Raises UserError where there are no records, or an error is no number.
+    """
+    if records.empty:
+        raise UserError("There are no records: expected at least one row. Run an arm first.")
+    if (unknown := records["error_test"].isna()).any():
+        raise UserError(
+            f"error_test is no number in {unknown.sum()} records, of "
+            f"{', '.join(records.loc[unknown, 'task'].unique())}: expected 0 to 1. Run them again."
+        )
     network = records["backbone"] + "@" + records["image_size"].astype(str)
     unit = records["reference"].fillna(network)
-    return records.assign(unit=unit, own=network == unit)
+    records = records.assign(unit=unit, own=network == unit)
+    if "arm" not in records:
+        number = records.groupby(NETWORK + PRUNING + LEARNING, sort=False, dropna=False).ngroup()
+        called = arms(records.assign(arm=number))
+        twice = called["label"].duplicated(keep=False)
+        records["arm"] = number.map(called["label"].mask(twice, called["label"] + " in " + called["unit"]))
+    return records
 
 
 def arms(records: pd.DataFrame) -> pd.DataFrame:
     """What tells the arms apart, one row per arm, and its `label`: dense first, alternatives last."""
-    table = records.drop_duplicates("arm").set_index("arm")[_NETWORK + PRUNING + LEARNING]
-    pruned = table["ratio"] > 0
-    ranks = [table["learner"] != "independent", ~table["own"], pruned]
-    ranks += [
-        pruned & (table["criterion"] != "activation"),
-        table["granularity"] == "channel",
-        table["ratio"],
-    ]
-    table = table.iloc[np.lexsort(ranks[::-1])]
-    table = table.assign(learnt=learner_names(table))
-    return table.assign(label=[_label(arm) for arm in table.itertuples()])
+    table = records.drop_duplicates("arm").set_index("arm")[NETWORK + PRUNING + LEARNING]
+    pruned, channel = table["ratio"] > 0, table["granularity"] == "channel"
+    unusual = pruned & (table["criterion"] != "activation")
+    ranks = [table["learner"] != "independent", ~table["own"], pruned, unusual, channel, table["ratio"]]
+    table = table.iloc[np.lexsort(ranks[::-1])].assign(learnt=learner_names(table))
+    return table.assign(label=[_label(arm) for _, arm in table.iterrows()])
 
 
-def _label(arm: Any) -> str:
+def _label(arm: pd.Series) -> str:
     """What a row of `arms` is called in a legend."""
     network, pixels = arm.unit.split("@")
-    words = [arm.backbone] if arm.backbone != network else []
-    if arm.ratio == 0:
-        words.append("dense")
-    else:
-        usual = ("uniform", "filter")
-        told = [word for word in (arm.criterion, arm.scope, arm.granularity) if word not in usual]
+    removed = "dense"
+    if arm.ratio:
         repair = "" if arm.repair == "none" else f" + {arm.repair}"
-        words += [f"{100 * arm.ratio:.0f} %", ", ".join(told).replace("_", " ") + repair.replace("_", " ")]
-    words += [f"{arm.image_size} px"] if arm.image_size != int(pixels) else []
-    words += [arm.learnt] if arm.learnt != "independent" else []
-    return ", ".join(words)
+        parts = f"{100 * arm.ratio:.0f} %", arm.criterion, arm.scope, arm.granularity + repair
+        removed = ", ".join(parts).replace("_", " ")
+        removed = removed.replace(", uniform", "").replace(", filter", "")  # as usual
+    words = [arm.backbone, removed, f"{arm.image_size} px", arm.learnt]
+    return ", ".join(word for word in words if word not in (network, f"{pixels} px", "independent"))
 
 
 def learner_names(records: pd.DataFrame) -> pd.Series:
@@ -103,6 +116,11 @@ def errors_by_seed(records: pd.DataFrame) -> pd.DataFrame:
     that an arm was not run with at a budget is NaN. Raises UserError where a seed of an arm lacks a task that
     another has.
     """
+    if records["unit"].nunique() > 1:
+        raise UserError(
+            f"The budgets of these records are in units of {' and '.join(records['unit'].unique())}: "
+            "expected one. Compare the arms of each by themselves."
+        )
     tasks_differ = (records.groupby("event")["task"].nunique() > 1).any()
     compute_differs = (records.groupby(["event", "budget"])["limit_macs"].nunique() > 1).any()
     runs = records[["arm", "seed", "budget"]].drop_duplicates()
@@ -143,6 +161,13 @@ def seeds_in_common(table: pd.DataFrame, *rows: tuple[str, float]) -> list[np.nd
     return [errors.to_numpy().reshape(tasks, -1) for _, errors in ordered.iterrows()]
 
 
+def stacked(tables: Iterable[pd.DataFrame], expected: str) -> pd.DataFrame:
+    """Tables, one below the other. Raises MissingArms where there are none, with what was expected."""
+    if not (tables := list(tables)):
+        raise MissingArms(f"The records have no arms to compare: expected {expected}.")
+    return pd.concat(tables, ignore_index=True)
+
+
 def draws(*errors: np.ndarray) -> list[np.ndarray]:
     """Tasks drawn with replacement, and seeds within each: errors (T, S) -> means over seeds (R, T).
 
@@ -176,10 +201,10 @@ def mean_errors(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def dense_arm(of_unit: pd.DataFrame, learner: str = "independent") -> str:
-    """The arm of a unit's dense network with that learner. Raises UserError where there is none."""
+    """The arm of a unit's dense network with that learner. Raises MissingArms where there is none."""
     alike = of_unit["own"] & (of_unit["learner"] == learner) & (of_unit["ratio"] == 0)
     if not alike.any():
-        raise UserError(
+        raise MissingArms(
             f"No dense arm among {', '.join(of_unit['arm'].unique())}: expected one of "
             f"{of_unit['unit'].iloc[0]} with ratio 0 and learner {learner}."
         )
@@ -233,7 +258,9 @@ def gains_over(baseline: str, of_unit: pd.DataFrame) -> pd.DataFrame:
 def improvement_over_dense(records: pd.DataFrame, learner: str = "independent") -> pd.DataFrame:
     """`gains_over` its unit's dense arm of `learner`, for every other arm."""
     units = records.groupby("unit", sort=False)
-    return pd.concat([gains_over(dense_arm(part, learner), part) for _, part in units], ignore_index=True)
+    return stacked(
+        (gains_over(dense_arm(part, learner), part) for _, part in units), "a dense arm and others"
+    )
 
 
 def granularities_compared(records: pd.DataFrame) -> pd.DataFrame:
@@ -241,18 +268,19 @@ def granularities_compared(records: pd.DataFrame) -> pd.DataFrame:
 
     Compares arms of one unit that differ in the granularity alone, over the seeds that both were run with.
     """
-    alike = [name for name in _NETWORK + PRUNING + LEARNING if name != "granularity"]
+    alike = [name for name in NETWORK + PRUNING + LEARNING if name != "granularity"]
     rows = []
     for unit, of_unit in records.groupby("unit", sort=False):
         table, about = errors_by_seed(of_unit), of_unit.drop_duplicates("arm")
         thin, inner = (about[about["granularity"] == name] for name in ("channel", "filter"))
-        tasks = of_unit.drop_duplicates("event").sort_values("event")["task"]
+        tasks = of_unit.drop_duplicates("event").sort_values("event")[["event", "task"]]
         for pair in thin.merge(inner, on=alike, suffixes=("_channel", "_filter")).itertuples():
             for budget in table.loc[pair.arm_channel].index.intersection(table.loc[pair.arm_filter].index):
                 errors = seeds_in_common(table, (pair.arm_channel, budget), (pair.arm_filter, budget))
-                about_it = {"unit": unit, "task": tasks, "ratio": pair.ratio, "budget": budget}
-                rows.append(pd.DataFrame({**about_it, "points": 100 * (errors[0] - errors[1]).mean(1)}))
-    return pd.concat(rows, ignore_index=True)
+                points = 100 * (errors[0] - errors[1]).mean(1)
+                rows.append(tasks.assign(unit=unit, ratio=pair.ratio, budget=budget, points=points))
+    found = stacked(rows, "two that differ in the granularity alone")
+    return found[["unit", "event", "task", "ratio", "budget", "points"]]
 
 
 def learners_grid(records: pd.DataFrame) -> pd.DataFrame:
@@ -269,7 +297,7 @@ def learners_grid(records: pd.DataFrame) -> pd.DataFrame:
             networks = of_unit[alike | (of_unit["ratio"] == 0)]
             number = networks["arm"].nunique()
             parts.append(networks[networks.groupby("seed")["arm"].transform("nunique") == number])
-    return at_shared_budgets(pd.concat(parts))
+    return at_shared_budgets(stacked(parts, "a probe of a pruned network, and other learners on it"))
 
 
 def learners_compared(records: pd.DataFrame) -> pd.DataFrame:
@@ -289,7 +317,7 @@ def learners_compared(records: pd.DataFrame) -> pd.DataFrame:
         table = mean_errors(of_network).merge(spent).merge(gains, how="left")
         table.insert(1, "ratio", ratio)
         tables.append(table.rename(columns={"arm": "learner"}).fillna(0))  # independent's own transfer
-    return pd.concat(tables, ignore_index=True)
+    return stacked(tables, "learners at budgets in common")
 
 
 def along_the_stream(records: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from lib.evidence.records import (
     errors_by_seed,
     mean_errors,
     seeds_in_common,
+    stacked,
 )
 
 REFITS = 200  # of a curve, on draws of tasks and seeds
@@ -44,7 +45,7 @@ def by_granularity(records: pd.DataFrame, table_of: Callable[[pd.DataFrame], pd.
         pruned = grid.groupby("unit")["ratio"].transform("max") > 0
         if pruned.any():
             tables.append(table_of(grid[pruned]).assign(granularity=granularity))
-    return pd.concat(tables, ignore_index=True)
+    return stacked(tables, "ratios of one network that differ in nothing else")
 
 
 def front(records: pd.DataFrame) -> pd.DataFrame:

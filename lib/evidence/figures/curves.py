@@ -5,21 +5,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from lib.evidence.figures.style import (
-    BUDGET,
-    Curve,
-    budget_axis,
-    in_order,
-    in_style,
-    look_of,
-    panels,
-    share_look,
-    unit_names,
-)
+from lib.evidence.figures import style
+from lib.evidence.figures.style import Curve, in_style
 from lib.evidence.records import arms
 from lib.evidence.scaling import FITTED_FROM, power_law
 
@@ -30,9 +20,9 @@ ALL_GAINS = {"accuracy_gain": "accuracy gained (%)", "error_cut": "error cut (%)
 def _over_budgets(curves: Iterable[Curve], y: tuple[str, str], **how: Any) -> Figure:
     """Panels of curves over the budget."""
     curves = list(curves)
-    figure = panels(curves, ("budget", BUDGET), y, **how)
+    figure = style.panels(curves, ("budget", style.BUDGET), y, **how)
     for axes in figure.axes:
-        budget_axis(axes, pd.concat([curve.rows["budget"] for curve in curves if curve.label]))
+        style.budget_axis(axes, pd.concat([curve.rows["budget"] for curve in curves if curve.label]))
     return figure
 
 
@@ -40,7 +30,7 @@ def _arm_curves(records: pd.DataFrame, table: pd.DataFrame) -> Iterator[Curve]:
     """A curve of every arm that a table has, as they are ordered."""
     for name, arm in arms(records).iterrows():
         if (table["arm"] == name).any():
-            yield Curve(table[table["arm"] == name], look_of(arm), arm["label"])
+            yield Curve(table[table["arm"] == name], style.look_of(arm), arm["label"])
 
 
 @in_style
@@ -53,10 +43,10 @@ def errors(records: pd.DataFrame, means: pd.DataFrame, front: pd.DataFrame | Non
     names = list(about.loc[about["ratio"] > 0, "granularity"].unique()) or ["dense"]
     everywhere, own = (means["arm"].map(about[name]) for name in ("ratio", "granularity"))
     shown = pd.concat([means[(everywhere == 0) | (own == name)].assign(granularity=name) for name in names])
-    shown["network"] = in_order(unit_names(shown["unit"]))
+    shown["network"] = style.in_order(style.unit_names(shown["unit"]))
     curves = list(_arm_curves(records, shown))
     if front is not None:
-        along = front.assign(network=unit_names(front["unit"]).astype(shown["network"].dtype))
+        along = front.assign(network=style.unit_names(front["unit"]).astype(shown["network"].dtype))
         along = along.drop(columns=["low", "high"]).merge(pd.DataFrame({"granularity": names}), how="cross")
         curves.insert(0, Curve(along, {"color": "gold", "linewidth": 5, "marker": "", "alpha": 0.6}, "front"))
     height = 0.9 + 0.06 * len(curves) + 1.5 * len(names)
@@ -64,16 +54,30 @@ def errors(records: pd.DataFrame, means: pd.DataFrame, front: pd.DataFrame | Non
     return _over_budgets(curves, y, height=height, col="network", row="granularity")
 
 
+def _told_apart(records: pd.DataFrame) -> pd.Series:
+    """The tasks' names in the stream's order, with the event where two tasks have one name."""
+    twice = records.groupby("task")["event"].transform("nunique") > 1
+    named = records["task"].str.replace("_", " ")
+    return style.in_order(named.mask(twice, named + ", event " + records["event"].astype(str)))
+
+
+@in_style
+def one_run(records: pd.DataFrame) -> Figure:
+    """Test error against the budget, one curve per task of a run."""
+    curves = style.coloured(records.assign(task=_told_apart(records)), "task", "husl")
+    return _over_budgets(curves, ("error_test", "test error"), height=3.4, width=4.5, columns=4)
+
+
 @in_style
 def error_by_task(records: pd.DataFrame) -> Figure:
     """Test error against the budget, one panel per task of the stream, for the arms of the first unit."""
     records = records[records["unit"] == records["unit"].iloc[0]]
     means = records.groupby(["event", "task", "arm", "budget"])["error_test"].mean().reset_index()
-    means["task"] = in_order(means["task"])
+    means["task"] = _told_apart(means)
     y = "error_test", "test error"
     figure = _over_budgets(_arm_curves(records, means), y, height=4, col="task", wrap=5)
     for axes in figure.axes:
-        axes.set_xlabel(BUDGET.replace(" (", "\n("))
+        axes.set_xlabel(style.BUDGET.replace(" (", "\n("))
     return figure
 
 
@@ -85,30 +89,25 @@ def improvement(records: pd.DataFrame, gains: pd.DataFrame, measures: dict[str, 
     """
     tables = []
     for measure, called in measures.items():
-        found = gains[[measure, f"{measure}_low", f"{measure}_high"]].set_axis(
-            ["gain", "low", "high"], axis=1
-        )
+        found = gains[[measure, f"{measure}_low", f"{measure}_high"]]
+        found = found.set_axis(["gain", "low", "high"], axis=1)
         found = found if measure in POINTS else 100 * found
         tables.append(found.join(gains[["unit", "arm", "budget"]]).assign(measure=called))
     table = pd.concat(tables)
-    table["network"] = in_order(unit_names(table["unit"]))
-    one = len(measures) == 1
-    facets = {"col": "network"} if one else {"col": "measure", "row": "network", "share": (True, "col")}
-    height = 3.1 if one else 1 + 1.6 * gains["unit"].nunique()
-    y = "gain", next(iter(measures.values())) if one else "gained over dense"
-    figure = _over_budgets(_arm_curves(records, table), y, height=height, **facets)
-    for axes in figure.axes:
-        axes.axhline(0, color="black", linewidth=0.8, zorder=0)
-    return figure
+    table["network"] = style.in_order(style.unit_names(table["unit"]))
+    how = {"col": "network", "height": 3.1}
+    if len(measures) > 1:
+        how = {"col": "measure", "row": "network", "share": (True, "col")}
+        how["height"] = 1 + 1.6 * gains["unit"].nunique()
+    y = "gain", "gained over dense" if len(measures) > 1 else called
+    return _over_budgets(_arm_curves(records, table), y, zero=True, **how)
 
 
 def _by_network(table: pd.DataFrame) -> tuple[list[Curve], dict]:
     """A curve per learner, and how their panels are laid out: one per unit and ratio."""
     shares = table["ratio"].map(lambda ratio: f"{ratio:.0%} removed" if ratio else "dense")
-    table = table.assign(network=in_order(table["unit"].str.split("@").str[0] + "\n" + shares))
-    learners = table.groupby("learner", sort=False)
-    colours = sns.color_palette("colorblind", len(learners))
-    curves = [Curve(part, {"color": c}, name) for c, (name, part) in zip(colours, learners, strict=True)]
+    table = table.assign(network=style.in_order(table["unit"].str.split("@").str[0] + "\n" + shares))
+    curves = style.coloured(table, "learner", "colorblind")
     return curves, {"height": 2.7, "columns": len(curves), "col": "network"}
 
 
@@ -124,26 +123,27 @@ def along_the_stream(table: pd.DataFrame) -> Figure:
     """Mean test error so far against the compute so far: one panel per network, one point per task."""
     curves, how = _by_network(table.assign(spent=table["cumulative_macs"] / 1e12))
     x = "spent", "compute so far (tera MACs)"
-    return panels(curves, x, ("mean_error_so_far", "test error, mean so far"), **how)
+    return style.panels(curves, x, ("mean_error_so_far", "test error, mean so far"), **how)
 
 
 def _panel(table: pd.DataFrame) -> pd.DataFrame:
     """A table with a column that names its unit and granularity."""
-    return table.assign(panel=in_order(unit_names(table["unit"]) + "\n" + table["granularity"]))
+    return table.assign(panel=style.in_order(style.unit_names(table["unit"]) + "\n" + table["granularity"]))
 
 
 @in_style
 def best_ratio(by_ratio: pd.DataFrame) -> Figure:
     """Mean test error against the share of filters removed, one curve per budget, its minimum starred."""
-    of_budgets = _panel(by_ratio).drop(columns=["low", "high"]).groupby("budget")
+    table = _panel(by_ratio).drop(columns=["low", "high"]).sort_values("budget", kind="stable")
+    curves = style.coloured(table, "budget", "viridis", "{:g} dense epochs")
     star = {"marker": "*", "pointsize": 10, "linewidth": 0, "edgecolor": "black", "edgewidth": 0.6}
-    curves = []
-    for colour, (budget, rows) in zip(sns.color_palette("viridis", len(of_budgets)), of_budgets, strict=True):
-        curves.append(Curve(rows, {"color": colour}, f"{budget:g} dense epochs"))
+    for rows, look, _ in list(curves):
         least = rows.groupby("panel", observed=True)["error"].idxmin()
-        curves.append(Curve(rows.loc[least], star | {"color": colour}))
+        curves.append(Curve(rows.loc[least], look | star))
     x = "ratio", "share of filters removed"
-    figure = panels(curves, x, ("error", "test error, mean over tasks"), height=2.9, columns=5, col="panel")
+    figure = style.panels(
+        curves, x, ("error", "test error, mean over tasks"), height=2.9, columns=5, col="panel"
+    )
     for axes in figure.axes:
         axes.xaxis.set_major_formatter(PercentFormatter(1))
     return figure
@@ -163,7 +163,7 @@ def asymptotes(means: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     floors = fits[fits["identified"]].rename(columns={"floor": "error"})
     curves = []
     for place, ratio in enumerate(np.sort(fits["ratio"].unique())):
-        colour, label = share_look(ratio)
+        colour, label = style.share_look(ratio)
         curves.append(Curve(points[points["ratio"] == ratio], colour | {"linewidth": 0}, label))
         curves.append(Curve(laws[laws["ratio"] == ratio], colour | {"linewidth": 0.8, "marker": ""}))
         floor = floors[floors["ratio"] == ratio].assign(budget=2.5 * largest * 1.15**place)
@@ -176,21 +176,22 @@ def asymptotes(means: pd.DataFrame, fits: pd.DataFrame) -> Figure:
 def regret(table: pd.DataFrame, records: pd.DataFrame, named: Iterable[str]) -> Figure:
     """Mean regret against the budget: one panel per choice, the adviser a broad line among fixed choices.
 
-    Always choosing an arm of `named`, or the best arm of a panel, looks like the arm; the others are grey.
-    Columns of the table: choice, policy, arm, budget, regret (one row per task).
+    These are always an arm of `named`, and the best arm of each panel. Columns of the table: choice, policy,
+    arm, budget, regret (one row per task).
     """
-    table = table.assign(choice=in_order(table["choice"]))
-    fixed, advised = (table[(table["policy"] == "adviser") == is_it] for is_it in (False, True))
-    best = fixed.groupby(["arm", "choice"], observed=True)["regret"].mean().unstack("choice").idxmin()
-    means = fixed.groupby(["choice", "arm", "budget"], observed=True)["regret"].mean().reset_index()
-    grey, coloured = [], []
-    for curve in _arm_curves(records, means):
-        if curve.rows["arm"].iloc[0] in {*named, *best}:
-            coloured.append(curve._replace(label=f"always {curve.label}"))
-        else:
-            grey.append(Curve(curve.rows, {"color": "0.8", "linewidth": 0.7, "marker": ""}))
-    along = advised.groupby(["choice", "budget"], observed=True)["regret"].mean().reset_index()
+    table = table.assign(choice=style.in_order(table["choice"]))
+    advised = table["policy"] == "adviser"
+    best = (
+        table[~advised].groupby(["arm", "choice"], observed=True)["regret"].mean().unstack("choice").idxmin()
+    )
+    fixed = table[~advised & table["arm"].isin([*named, *best])]
+    always = _arm_curves(records, _mean_regret(fixed, "arm"))
+    curves = [curve._replace(label=f"always {curve.label}") for curve in always]
     broad = {"color": "tab:cyan", "linewidth": 3.5, "alpha": 0.8, "marker": ""}
+    curves.append(Curve(_mean_regret(table[advised], "policy"), broad, "adviser"))
     y = "regret", "error above the best in hindsight\n(mean over tasks)"
-    curves = [*grey, *coloured, Curve(along, broad, "adviser")]
     return _over_budgets(curves, y, height=3.2, col="choice")
+
+
+def _mean_regret(table: pd.DataFrame, by: str) -> pd.DataFrame:
+    return table.groupby(["choice", by, "budget"], observed=True)["regret"].mean().reset_index()

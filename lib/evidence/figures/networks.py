@@ -1,22 +1,15 @@
 """What pruning does to a network before any training, what that takes, and what is learnt."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from lib.evidence.figures.style import (
-    COLUMN_WIDTH,
-    PAGE_WIDTH,
-    Curve,
-    in_order,
-    in_style,
-    panels,
-    share_look,
-    unit_names,
-)
+from lib.evidence.figures import style
+from lib.evidence.figures.style import Curve, in_style
 
 
 @in_style
@@ -31,9 +24,9 @@ def filters_and_macs(table: pd.DataFrame) -> Figure:
         when, at = "after" if ratio else "before", np.arange(1, len(sites) + 1)
         filters = {"value": sites[when], "shown": "filters", "site": at}
         macs = {"value": sites[f"macs_{when}"] / 1e6, "shown": "million MACs, one image", "site": at}
-        curves.append(Curve(pd.concat([pd.DataFrame(filters), pd.DataFrame(macs)]), *share_look(ratio)))
-    x = "site", "site, from the image to the representation"
-    figure = panels(curves, x, ("value", ""), height=2.7, columns=6, share=(True, False), col="shown")
+        curves.append(Curve(pd.concat([pd.DataFrame(filters), pd.DataFrame(macs)]), *style.share_look(ratio)))
+    x = "site", "site, from image to representation"
+    figure = style.panels(curves, x, ("value", ""), height=2.7, columns=6, share=(True, False), col="shown")
     for axes in figure.axes:
         axes.set_ylim(bottom=0)
     return figure
@@ -43,7 +36,7 @@ def filters_and_macs(table: pd.DataFrame) -> Figure:
 def fidelity_against_ratio(table: pd.DataFrame) -> Figure:
     """Zero-shot fidelity by ratio: a row per backbone, criteria on the left, repairs on the right."""
     backbones, varied = list(table["backbone"].unique()), list(table["varied"].unique())
-    figure = Figure(figsize=(PAGE_WIDTH, 0.5 + 1.9 * len(backbones)), layout="constrained")
+    figure = Figure(figsize=(style.PAGE_WIDTH, 0.5 + 1.9 * len(backbones)), layout="constrained")
     grid = figure.subplots(len(backbones), len(varied), squeeze=False)
     for (backbone, name), part in table.groupby(["backbone", "varied"], sort=False):
         cells = part.pivot_table("fidelity", "name", "ratio", sort=False).round(1) + 0.0
@@ -60,15 +53,15 @@ def time_against_macs(table: pd.DataFrame) -> Figure:
 
     Colours tell the work; a dashed curve is of whole channels.
     """
-    works = table["work"].unique()
-    colours = dict(zip(works, sns.color_palette("colorblind", len(works)), strict=True))
-    curves = []
-    for (work, granularity), rows in table.groupby(["work", "granularity"], sort=False):
-        look = {"color": colours[work], "linestyle": "--" if granularity == "channel" else "-"}
-        curves.append(Curve(rows, look, f"{work}, {granularity}"))
-    x, y = "share of its MACs", "share of the dense network's\nmeasured time"
-    facets: dict[str, Any] = {"columns": 2, "col": "backbone", "height": 2.6, "width": COLUMN_WIDTH}
-    figure = panels(curves, ("share_of_macs", x), ("share_of_time", y), **facets)
+    curves = [
+        Curve(rows, look | {"linestyle": "--" if granularity == "channel" else "-"}, f"{work}, {granularity}")
+        for of_work, look, work in style.coloured(table, "work", "colorblind")
+        for granularity, rows in of_work.groupby("granularity", sort=False)
+    ]
+    x = "share_of_macs", "share of its MACs"
+    y = "share_of_time", "share of the dense network's\nmeasured time"
+    width = style.COLUMN_WIDTH
+    figure = style.panels(curves, x, y, height=2.6, width=width, columns=2, col="backbone")
     for axes in figure.axes:
         axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, zorder=0)
     return figure
@@ -81,33 +74,29 @@ def granularity_by_distance(table: pd.DataFrame) -> Figure:
     A row of panels per unit, a column per ratio, a colour per budget. Columns of the table: unit, task,
     distance, ratio, budget, points.
     """
-    table = table.assign(network=in_order(unit_names(table["unit"]))).sort_values("ratio", kind="stable")
-    table["removed"] = table["ratio"].map("{:.0%} removed".format)
-    of_budgets = table.groupby("budget")
-    curves = []
-    for colour, (budget, rows) in zip(sns.color_palette("viridis", len(of_budgets)), of_budgets, strict=True):
-        look = {"color": colour, "linewidth": 0, "pointsize": 3}
-        curves.append(Curve(rows.sort_values("ratio", kind="stable"), look, f"{budget:g} dense epochs"))
+    table = table.assign(network=style.in_order(style.unit_names(table["unit"]))).sort_values(
+        "ratio", kind="stable"
+    )
+    table["removed"] = style.in_order(table["ratio"].map("{:.0%} removed".format))
+    table = table.sort_values("budget", kind="stable")
+    curves = style.coloured(table, "budget", "viridis", "{:g} dense epochs", linewidth=0, pointsize=3)
     x, y = ("distance", "a task's distance (nats)"), ("points", "filter minus channel\n(points of accuracy)")
-    how = {"height": 0.8 + 1.6 * table["unit"].nunique(), "columns": 5, "share": ("row", True)}
-    figure = panels(curves, x, y, col="removed", row="network", **how)
-    for axes in figure.axes:
-        axes.axhline(0, color="black", linewidth=0.8, zorder=0)
-    return figure
+    how = {"height": 0.8 + 1.6 * table["unit"].nunique(), "columns": 5, "share": ("row", True), "zero": True}
+    return style.panels(curves, x, y, col="removed", row="network", **how)
 
 
 @in_style
-def contact_sheet(images: dict[str, np.ndarray]) -> Figure:
+def contact_sheet(names: Sequence[str], images: Sequence[np.ndarray]) -> Figure:
     """What the tasks look like: a row of pictures per task, in the stream's order from top to bottom.
 
-    `images` maps what a row is called to uint8 (N, H, W, 3).
+    `names` are what the rows are called, `images` uint8 (N, H, W, 3) each.
     """
-    count = min(len(row) for row in images.values())
-    size = PAGE_WIDTH, 0.85 * PAGE_WIDTH / count * len(images)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    count = min(len(row) for row in images)
+    size = style.PAGE_WIDTH, 0.85 * style.PAGE_WIDTH / count * len(images)
+    narrow = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    figure = Figure(figsize=size, layout=narrow)
     grid = figure.subplots(len(images), count, squeeze=False)
-    for row, (name, pictures) in zip(grid, images.items(), strict=True):
+    for row, name, pictures in zip(grid, names, images, strict=True):
         for axes, pixels in zip(row, pictures, strict=False):
             axes.imshow(pixels)
             axes.set(xticks=[], yticks=[], frame_on=False)

@@ -1,7 +1,6 @@
 """One style for all figures, panels of curves in it, and how a figure is shown and saved."""
 
 import functools
-import inspect
 import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from matplotlib.ticker import NullFormatter
 from lib.common.files import atomic_path, write_json
 from lib.common.paths import FIGURES
 from lib.common.provenance import provenance
+from lib.evidence.records import stacked
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.9  # inches, of a two-column page
 BUDGET = "budget (dense epochs)"
@@ -28,16 +28,14 @@ BUDGET = "budget (dense epochs)"
 RATIO_COLOURS = ListedColormap(mpl.colormaps["plasma_r"](np.linspace(0.15, 0.95, 256)))
 _CRITERIA = ["activation", "l1", "l2", "random", "activation_images", "bn_scale", "fpgm", "lamp"]
 _MARKERS = dict(zip(_CRITERIA, "osDX*phd", strict=True))
-_STYLE = sns.axes_style("ticks") | {
-    "font.size": 8,
+_STYLE = {
+    **sns.axes_style("ticks"),
+    **sns.plotting_context("paper", font_scale=8 / 9.6),
     "axes.titlesize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 6.5,
-    "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "lines.linewidth": 1.2,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
     "savefig.dpi": 200,
     "pdf.fonttype": 42,
 }
@@ -56,10 +54,10 @@ def in_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     """Make `draw` draw in the style. What its docstring says first is the figure's alternative text."""
 
     @functools.wraps(draw)
-    def drawn(*arguments: Any, **named: Any) -> Figure:
+    def drawn(*arguments: object, **named: object) -> Figure:
         with style():
             figure = draw(*arguments, **named)
-        figure.set_label(" ".join((inspect.getdoc(draw) or "").split("\n\n")[0].split()))
+        figure.set_label(" ".join(str(draw.__doc__).split("\n\n")[0].split()))
         return figure
 
     return drawn
@@ -107,25 +105,21 @@ def panels(
     width: float = PAGE_WIDTH,
     columns: int = 3,
     share: tuple[bool | str, bool | str] = (True, True),
+    zero: bool = False,
     **facets: str | int,
 ) -> Figure:
     """Curves in panels: a column of the rows for `col` and `row`, or `col` and `wrap`.
 
-    `x` and `y` are a column and its label. Intervals are drawn for rows that have columns low and high. The
-    legend below has `columns`.
+    `x` and `y` are a column and its label, `zero` is whether there is a line at 0. Intervals are drawn for
+    rows that have columns low and high. The legend below has `columns`.
     """
     curves = list(curves)
-    table = pd.concat(
-        [curve.rows.assign(curve=number) for number, curve in enumerate(curves)], ignore_index=True
-    )
+    table = stacked((curve.rows.assign(curve=place) for place, curve in enumerate(curves)), "some to draw")
     figure = Figure(figsize=(width, height), layout="constrained")
     plot = so.Plot(table, x=x[0], y=y[0]).facet(**facets).share(x=share[0], y=share[1]).theme(_STYLE)
-    entries = {}
-    for number, (_, look, label) in enumerate(curves):
-        rows = table[table["curve"] == number]
-        new = None if label in entries else label
-        plot = plot.add(so.Line(**({"marker": "o", "pointsize": 4} | look)), data=rows, label=new)
-        entries[label] = look
+    for place, (_, look, label) in enumerate(curves):
+        rows = table[table["curve"] == place]
+        plot = plot.add(so.Line(**({"marker": "o", "pointsize": 4} | look)), data=rows, label=label)
         if "low" in rows and rows["low"].notna().any():
             bars = so.Range(color=look["color"], linewidth=0.6, alpha=0.5)
             plot = plot.add(bars, data=rows, ymin="low", ymax="high")
@@ -133,10 +127,24 @@ def panels(
     for axes in figure.axes:
         axes.set_visible(len(axes.lines) > 0)
         axes.set_title(axes.get_title().replace(" | ", "\n"))
+        if zero:
+            axes.axhline(0, color="black", linewidth=0.8, zorder=0)
     legend = figure.legends.pop()
     names = [text.get_text() for text in legend.get_texts()]
-    figure.legend(legend.legend_handles, names, ncols=columns, loc="outside lower center", columnspacing=1)
+    entries = {name: handle for name, handle in zip(names, legend.legend_handles, strict=True) if handle}
+    where = {"loc": "outside lower center", "ncols": columns, "columnspacing": 1}
+    figure.legend(list(entries.values()), list(entries), **where)
     return figure
+
+
+def coloured(table: pd.DataFrame, by: str, palette: str, name: str = "{}", **look: object) -> list[Curve]:
+    """A curve for every value of the column `by`, in the colours of a palette; `name` formats its label."""
+    groups = table.groupby(by, sort=False)
+    colours = sns.color_palette(palette, len(groups))
+    return [
+        Curve(rows, {"color": colour} | look, name.format(value))
+        for colour, (value, rows) in zip(colours, groups, strict=True)
+    ]
 
 
 def in_order(names: pd.Series) -> pd.Series:
@@ -172,13 +180,12 @@ def look_of(arm: pd.Series) -> dict:
     a thick one the granularity channel; a plus on a line of dashes and dots is a probe.
     """
     network, pixels = arm["unit"].split("@")
+    look: dict[str, Any] = {"color": "black"}
     if arm["backbone"] != network:
-        look: dict[str, Any] = {"color": "tab:blue", "marker": "^"}
+        look = {"color": "tab:blue", "marker": "^"}
     elif arm["image_size"] != int(pixels):
         look = {"color": "tab:green", "marker": "v", "alpha": min(1, arm["image_size"] / int(pixels))}
-    elif arm["ratio"] == 0:
-        look = {"color": "black"}
-    else:
+    elif arm["ratio"]:
         look = {"color": RATIO_COLOURS(arm["ratio"]), "marker": _MARKERS.get(arm["criterion"], "o")}
         look |= {"linestyle": (0, (3, 1.5))} if arm["criterion"] != "activation" else {}
         look |= {"linestyle": ":"} if arm["scope"] != "uniform" else {}
