@@ -21,9 +21,10 @@ from lib.common.errors import UserError
 from lib.common.paths import ROOT
 from lib.streams import load_stream
 from lib.streams.archive import ArchiveSource
-from tools.datasets import objects
+from tools.datasets import objects, table
 from tools.datasets import prepare as preparing
-from tools.datasets.prepare import archive_of, cut, distinct, pictures, prepare
+from tools.datasets.__main__ import listing
+from tools.datasets.prepare import RECIPES, archive_of, copies, cut, distinct, pictures, prepare
 
 RNG = np.random.default_rng(0)
 
@@ -525,3 +526,18 @@ def test_mnist_rot_turns_training_images_alone(tmp_path, monkeypatch):
             best.append(int(np.argmin(distances)))
             assert min(distances) < 1 and np.median(distances) > 5
     assert len(best) == 10 and len(set(best)) > 6
+
+
+# --- the page -----------------------------------------------------------------------------------------
+
+
+def test_the_page_has_the_numbers_of_the_copies():
+    assert table.page() == table.PAGE.read_text()
+    assert set(copies()) == set(RECIPES)
+    short = table.events("nevis/short").set_index("name")
+    assert len(short) == 14 and short.loc["MNIST", "years"] == "2004, 2018"
+    assert (short["images"] <= short["official"]).all()
+    assert short.loc["Stanford Cars", ["train", "dev", "test"]].tolist() == [4506, 988, 1645]
+    assert len(table.absent("nevis/short")) == 14
+    listed = listing()
+    assert all(f"{name} is not here" in listed for name in RECIPES)

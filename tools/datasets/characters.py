@@ -71,7 +71,7 @@ def fashion_mnist(source: Path) -> Parts:
     "NotMNIST",
     source="davidflanagan/notMNIST-to-MNIST",
     official=18_724,
-    differs="10,000 of the 18,724 images: the test part of this copy.",
+    differs="The test part of this copy alone, without 196 images that repeat another.",
 )
 def not_mnist(source: Path) -> Parts:
     """t10k-{images-idx3,labels-idx1}-ubyte, with .gz or without."""
@@ -144,8 +144,8 @@ def semeion(source: Path) -> Parts:
     "Chars74K",
     source="rfstdh/100image",
     official=12_503,
-    differs="Photographed characters alone, of 36 of the 62 classes, at 100 px; the benchmark has those "
-    "written by hand and by fonts too.",
+    differs="Photographed characters alone, of 36 of 62 classes, at 100 px, 7 that repeat another left out; "
+    "the benchmark has those written by hand and by fonts too.",
 )
 def chars74k(source: Path) -> Parts:
     """English/Img/{GoodImg,BadImag}/Bmp/SampleCLASS/*.png"""

@@ -101,9 +101,9 @@ def _is_placeholder(file: Path) -> bool:
 
 @dataset(
     "Stanford Cars",
-    source="fmejbah/car_dataset1",
+    source="concavegit/this-car-does-not-exist@5a9dcda5, train_perfect_preds.txt of fmejbah/car_dataset1",
     official=16_185,
-    differs="The official training half alone, 8,144 images, cut into all parts.",
+    differs="The official training half alone, cut into all parts; squashed to 128 by 96 px.",
 )
 def stanford_cars(source: Path) -> Parts:
     """cars_train/NUMBER.jpg, and train_perfect_preds.txt: the class of each, a line each."""
