@@ -20,6 +20,7 @@ from lib.common.errors import UserError
 from lib.common.paths import ROOT
 from lib.common.vision import torchvision
 from lib.streams import list_tasks
+from lib.streams.torchvision_sets import how_to_get
 from tools.datasets import download as downloading
 from tools.datasets.download import download, download_stream, fetch
 
@@ -258,6 +259,8 @@ def test_a_stream_s_tasks_are_downloaded_where_they_can_be_and_the_others_said(
     lines = download_stream(str(stream))
     assert lines[0] == "digits: downloaded"
     assert lines[1].startswith("things: CIFAR10 could not be downloaded (") and "404" in lines[1]
+    assert lines[1].endswith(f"Else: {how_to_get('CIFAR10', tmp_path / 'torchvision')}")
+    assert not (tmp_path / "torchvision/.CIFAR10-downloads").exists()
     assert lines[2].startswith("everything: ") and "which files to put into" in lines[2]
     assert (
         lines[3].startswith("mine: ")

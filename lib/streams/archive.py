@@ -37,7 +37,7 @@ class ArchiveSource:
     @classmethod
     def at(cls, file: Path) -> Place:
         """The place of an archive."""
-        return Place(f"{file} (of `python -m tools.datasets`)", file.is_file(), partial(cls, file))
+        return Place(f"{file} (see `python -m tools.datasets --list`)", file.is_file(), partial(cls, file))
 
     def classes(self) -> tuple[str, ...]:
         return tuple(self.names)

@@ -132,11 +132,12 @@ def download(name: str, root: Path) -> None:
     except Exception as error:  # each loader has its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{name} could not be downloaded ({reason}): run the command again to go on, or get it by "
-            f"`{how_to_get(name, root)}`."
+            f"{name} could not be downloaded ({reason}): run the command again to go on."
         ) from error
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
+        if downloads.is_dir() and not any(downloads.iterdir()):
+            downloads.rmdir()
 
 
 def download_stream(stream: str) -> list[str]:
@@ -153,7 +154,7 @@ def download_stream(stream: str) -> list[str]:
                 download(loader, root)
             said.append(f"{name}: {'downloaded' if loaders else how}")
         except UserError as error:
-            said.append(f"{name}: {error}")
+            said.append(f"{name}: {error} Else: {how}")
     return said
 
 
