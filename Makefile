@@ -27,6 +27,7 @@ NETWORKS ?= resnet18eighth_64 resnet18quarter_64 resnet18half_64 resnet26_64 res
 LAB := --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/index.ipynb --LabApp.news_url=None
 # What nbval checks: all but the one that needs Tiny ImageNet and hours, and the one whose outputs are controls.
 CHECKED := $(filter-out notebooks/pretrain.ipynb notebooks/explore.ipynb,$(wildcard notebooks/*.ipynb))
+NBVAL = $(PY) -m pytest -p no:cacheprovider -n $(JOBS) --dist loadfile --nbval
 CODE := lib tests tools paper notebooks
 # A -j given to make is passed on; without one, the arms get JOBS.
 PARALLEL = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
@@ -91,12 +92,13 @@ rerun: setup ## measure anew what is out of date, also of PROFILE=paper, then dr
 runs: setup-cluster ## run the arms of PROFILE on CLUSTER: local, a scheduler's address, slurm, pbs, ... (WORKERS=2)
 	@$(PY) -m tools.cluster "$(PROFILE)" "$(or $(CLUSTER),local)" "$(or $(WORKERS),2)"
 
-test: setup-test ## the fast tests, and nbval on the notebooks
+test: setup-test ## the fast tests, and nbval on the notebooks but those that measure
 	$(PY) -m pytest -m "not slow and not sweep" -n $(JOBS) --dist loadscope
-	$(PY) -m pytest --nbval $(CHECKED) -p no:cacheprovider -n $(JOBS) --dist loadfile
+	$(NBVAL) $(filter-out $(MEASURED:%=notebooks/%.ipynb),$(CHECKED))
 
 test-slow: setup-test ## the slow tests, which run the whole system
 	$(PY) -m pytest -m "slow and not sweep" -n $(JOBS) --dist loadfile
+	$(NBVAL) $(MEASURED:%=notebooks/%.ipynb)
 
 test-sweep: setup-test ## every network of the declared families, pruned in every way
 	$(PY) -m pytest -m sweep -n $(JOBS)

@@ -31,8 +31,9 @@ SUMMARY = ".jp-OutputArea-output .widget-html-content"
 
 @pytest.fixture
 def lab(tmp_path):
-    """The address of a JupyterLab on a copy of the notebooks."""
+    """The address of a JupyterLab, started as `make lab` starts it, on a copy of the notebooks."""
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    as_made = re.search(r"(?m)^LAB := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"))
     command = [
         sys.executable,
         "-m",
@@ -43,12 +44,12 @@ def lab(tmp_path):
         "--ServerApp.token=t",
         "--ServerApp.port=0",
         "--LabApp.expose_app_in_browser=True",
-        f"--ServerApp.root_dir={tmp_path}",
+        *as_made[1].split(),
     ]
-    home = {"HOME": str(tmp_path), "JUPYTER_CONFIG_DIR": str(tmp_path / "config")}
+    home = {"HOME": str(tmp_path), "JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "PYTHONPATH": str(ROOT)}
     log_file = tmp_path / "log"
     with log_file.open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | home)
+        server = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=os.environ | home)
         try:
             deadline = time.monotonic() + 60
             while not (
@@ -77,6 +78,13 @@ def browser(tmp_path):
 
 def errors_in_the_console(browser) -> list[str]:
     return [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def test_the_start_page_opens_and_nothing_pops_up(lab, browser):
+    browser.get(f"{lab}lab?token=t")
+    WebDriverWait(browser, 120).until(lambda b: "01_what_pruning_removes" in b.page_source)
+    time.sleep(5)  # JupyterLab asks about its news a moment after it has opened
+    assert not browser.find_elements(By.CSS_SELECTOR, ".Toastify__toast, .jp-Dialog")
 
 
 def test_the_picture_follows_the_slider_and_a_curve_grows(lab, browser):

@@ -75,6 +75,19 @@ def test_commit_of_another_owner_s_checkout(checkout):
     assert provenance()["commit"] == head(checkout)
 
 
+def test_text_has_line_feeds_whatever_git_is_told(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no git checkout")
+    command = ["git", "-c", "safe.directory=*", "-c", "core.autocrlf=true"]
+    copy = tmp_path / "copy"
+    subprocess.run([*command, "clone", "-q", "--depth=1", ROOT.as_uri(), copy], check=True)
+    listed = subprocess.run(
+        [*command, "ls-files", "--eol"], cwd=copy, capture_output=True, text=True, check=True
+    )
+    kinds = {line.split()[1] for line in listed.stdout.splitlines()}
+    assert "w/lf" in kinds and kinds <= {"w/lf", "w/none", "w/-text"}
+
+
 def test_a_hook_s_variables_name_no_other_repository(checkout, monkeypatch, tmp_path):
     monkeypatch.setenv("GIT_DIR", str(ROOT / ".git"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))

@@ -78,7 +78,7 @@ class Project:
 
     def run(self, *command: str) -> tuple[int, str]:
         process = self.start(*command)
-        output, _ = process.communicate(timeout=900)
+        output, _ = process.communicate(timeout=1800)
         return process.returncode, output
 
     def make(self, *arguments: str) -> str:
@@ -101,8 +101,13 @@ class Project:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Project:
-    """A copy in which `make -j2 figures PROFILE=smoke` has run once. Tests leave it finished."""
-    project = Project(tmp_path_factory.mktemp("project"))
+    """A copy, below a name with spaces and umlauts, in which `make -j2 figures PROFILE=smoke` has run once.
+
+    Tests leave it finished.
+    """
+    root = tmp_path_factory.mktemp("project") / "ein Projekt, größer"
+    root.mkdir()
+    project = Project(root)
     project.make("-j2")
     return project
 
@@ -152,7 +157,7 @@ def test_second_make_changes_no_file(project):
 def test_edited_plots_are_redrawn_without_training(project):
     arms, runs = project.times("build/smoke/arms"), project.times("build/runs")
     figures = project.times("figures/smoke")
-    project.edit("lib/evidence/figures/style.py", "EXTRA = 1")
+    project.edit("lib/evidence/figures/style.py", "len('an edit')")
     project.make()
     assert project.times("build/smoke/arms") == arms and project.times("build/runs") == runs
     redrawn = project.times("figures/smoke")
@@ -169,7 +174,7 @@ def test_edited_comment_does_nothing(project):
 def test_edited_training_is_retrained_and_a_kill_changes_nothing(project):
     """The edit changes the code and no number; the whole process group is killed after some events."""
     records, arms = project.records(), project.times("build/smoke/arms")
-    project.edit("lib/learning/training.py", "EXTRA = 1")
+    project.edit("lib/learning/training.py", "len('an edit')")
     process = project.start("make", "-j2", "figures", "PROFILE=smoke")
     runs, deadline = project.root / "build/runs", time.monotonic() + 300
     while len(list(runs.glob("*/events/[!.]*.json"))) < 4:
