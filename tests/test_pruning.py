@@ -527,6 +527,7 @@ def test_calibration_is_charged_by_the_passes_it_makes(lite0):
     assert macs["none"] == macs["mean"] == macs["fold"] == 0
     assert macs["bn"] == 8 * one
     assert macs["least_squares"] > 8 * one and macs["least_squares_synthetic"] > 128 * one
+    assert macs["sequential"] > 12 * one and macs["sequential_synthetic"] > 600 * one
     criterion = plain_plan(lite0, 0.5, "activation_images", images=inputs, image_size=64).calibration_macs
     assert criterion > 8 * one
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.common.errors import UserError, choose
 from lib.common.files import save_tensors
@@ -27,6 +27,7 @@ from lib.pruning.statistics import Moments, reader_moments, reestimate_norms, sy
 from lib.pruning.surgery import keep_channels, mask_channels
 
 SYNTHETIC_IMAGES = 64
+MORE_SYNTHETIC_IMAGES = 256  # for a repair that fits every layer
 FILE = "pruned.safetensors"  # in the folder that a pruned network is saved to
 
 
@@ -322,20 +323,25 @@ class _Calibration:
         self.moments: dict[str, dict[str, Moments]] = {}
         self.macs = 0
 
-    def _pass(self, images: Tensor) -> None:
-        self.macs += len(images) * forward_macs(self.network, images.shape[-1])
+    def _pass(self, network: nn.Module, images: Tensor) -> None:
+        self.macs += len(images) * forward_macs(network, images.shape[-1])
+
+    def _looked_at(self, kind: str, images: Tensor | None, count: int) -> tuple[nn.Module, Tensor]:
+        """The dense network and the `images` given, or `count` "synthetic" ones."""
+        if kind != "synthetic":
+            return self.network, images
+        # Batch norms bring each channel back to the mean and deviation that it has on photographs.
+        images = synthetic_images(count, self.image_size, self.seed)
+        network = copy.deepcopy(self.network)
+        reestimate_norms(network, images)
+        self._pass(network, images)
+        return network, images
 
     def _moments(self, kind: str, images: Tensor | None) -> dict[str, Moments]:
         """Moments on the `images` given, or on "synthetic" ones."""
         if kind not in self.moments:
-            network = self.network
-            if kind == "synthetic":
-                # Batch norms bring each channel back to the mean and deviation that it has on photographs.
-                images = synthetic_images(SYNTHETIC_IMAGES, self.image_size, self.seed)
-                network = copy.deepcopy(self.network)
-                reestimate_norms(network, images)
-                self._pass(images)
-            self._pass(images)
+            network, images = self._looked_at(kind, images, SYNTHETIC_IMAGES)
+            self._pass(network, images)
             self.moments[kind] = reader_moments(network, self.sites, images)
         return self.moments[kind]
 
@@ -359,6 +365,8 @@ class _Calibration:
         if plan.repair == "none":
             return {}
         repair = REPAIRS[plan.repair]
+        if repair.cut:
+            return self._corrections_of_cut(plan, images)
         masked = copy.deepcopy(self.network)
         kept = {name: torch.tensor(indices) for name, indices in plan.kept.items()}
         damage = Damage(masked, self.sites, kept)
@@ -370,7 +378,7 @@ class _Calibration:
                     self.macs += solving_macs(masked, reader, damage.dense[reader.name], count)
         elif repair.needs == "images":
             damage.images = images
-            self._pass(images)
+            self._pass(masked, images)
         handles = [handle for site in self.sites for handle in mask_channels(masked, site, kept[site.name])]
         repair.correct(damage)
         for handle in handles:
@@ -380,3 +388,24 @@ class _Calibration:
         remove(masked, plan)
         after = masked.state_dict()
         return {name: after[name].clone() for name in changed}
+
+    def _corrections_of_cut(self, plan: PruningPlan, images: Tensor | None) -> dict[str, Tensor]:
+        """The same of a repair that works on the pruned network itself."""
+        repair = REPAIRS[plan.repair]
+        dense, images = self._looked_at(repair.needs, images, MORE_SYNTHETIC_IMAGES)
+        kept = {name: torch.tensor(indices) for name, indices in plan.kept.items()}
+        small = replace(plan, corrections={}).apply(dense).eval()
+        damage = Damage(small, self.sites, kept, images, original=copy.deepcopy(dense).eval())
+        start, before = (
+            replace(plan, corrections={}).apply(net).state_dict() for net in (self.network, dense)
+        )
+        self._pass(dense, images)
+        self._pass(small, images)
+        repair.correct(damage)
+        self.macs += damage.macs
+        # What the synthetic images alone did to the norms does not stay.
+        return {
+            name: start[name] + value - before[name]
+            for name, value in small.state_dict().items()
+            if not torch.equal(value, before[name])
+        }

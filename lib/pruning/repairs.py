@@ -1,7 +1,8 @@
 """Repairs: gradient-free corrections for what the removed channels contributed.
 
 A repair is one function `Damage` -> None, registered by its name with what it looks at. It changes, in place,
-a dense copy whose removed channels are masked; what it changed is then cut down to the pruned network.
+a dense copy whose removed channels are masked; what it changed is then cut down to the pruned network. Or it
+changes the pruned network itself: lib/pruning/sequential.py.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,8 @@ class Damage:
     """A dense copy whose removed channels are masked, with what repairs need to know of it.
 
     `kept` holds each site's kept indices, `images` are normalised (N, 3, H, W) or None, and `dense` the
-    moments of every reader's input before anything was removed, for repairs that solve.
+    moments of every reader's input before anything was removed, for repairs that solve. A repair that works
+    on what is cut has the pruned `network`, the `original` one, and adds to `macs` what its solving took.
     """
 
     network: nn.Module
@@ -33,6 +35,8 @@ class Damage:
     kept: dict[str, Tensor]
     images: Tensor | None = None
     dense: dict[str, Moments] = field(default_factory=dict)
+    original: nn.Module | None = None
+    macs: int = 0
 
     def removed(self, site: Site) -> Tensor:
         gone = torch.ones(width_of(self.network, site), dtype=torch.bool)
@@ -44,25 +48,26 @@ class Damage:
 class Repair:
     """A repair, and what it looks at: "nothing", "images" or "synthetic" ones.
 
-    It looks at them in one forward pass of the damaged network or, where it `solves` for readers' weights, of
-    the dense one.
+    It looks at them in one forward pass of the damaged network, of the dense one where it `solves` for the
+    weights of readers, or of both where it works on the network that is `cut`.
     """
 
     correct: Callable[[Damage], None]
     needs: str
     solves: bool
+    cut: bool
 
 
 REPAIRS: dict[str, Repair] = {}
 
 
 def repair(
-    name: str, needs: str = "nothing", solves: bool = False
+    name: str, needs: str = "nothing", solves: bool = False, cut: bool = False
 ) -> Callable[[Callable[[Damage], None]], Callable[[Damage], None]]:
     """Register the decorated function as the repair `name`."""
 
     def register(correct: Callable[[Damage], None]) -> Callable[[Damage], None]:
-        REPAIRS[name] = Repair(correct, needs, solves)
+        REPAIRS[name] = Repair(correct, needs, solves, cut)
         return correct
 
     return register

@@ -88,11 +88,7 @@ def find_sites(network: nn.Module, granularity: str = "filter") -> list[Site]:
     """
     choose("granularity", granularity, GRANULARITIES)
     label = getattr(network, "name", type(network).__name__)
-    chains = [
-        _Chain(network, name, BLOCKS[type(module)])
-        for name, module in network.named_modules()
-        if type(module) in BLOCKS
-    ]
+    chains = list(_chains(network).values())
     if not chains:
         raise UserError(
             f"{label} has no block whose filters can be removed: expected one of the families declared in "
@@ -113,6 +109,30 @@ def find_sites(network: nn.Module, granularity: str = "filter") -> list[Site]:
             "stream is written through batch norms. Choose granularity='filter'."
         )
     return sites + _residual_streams(stem, chains)
+
+
+def residual_sums(network: nn.Module) -> dict[str, tuple[str, bool]]:
+    """Where the sum of branch and shortcut is seen, by the name of the layer that ends the branch.
+
+    A module, and whether the sum enters it (the activation behind the sum) or leaves it (the block). Blocks
+    that add nothing, or an activated branch, are left out.
+    """
+    sums = {}
+    for name, chain in _chains(network).items():
+        last = chain.branch.mixing[-1]
+        adds = chain.adds_its_input or len(chain.rows) > 1
+        if adds and not _activations(chain.branch.layers[last:]):
+            sums[chain.branch.last.name] = (chain.final_activation or name, bool(chain.final_activation))
+    return sums
+
+
+def _chains(network: nn.Module) -> dict[str, "_Chain"]:
+    """Every declared block by its name."""
+    return {
+        name: _Chain(network, name, BLOCKS[type(module)])
+        for name, module in network.named_modules()
+        if type(module) in BLOCKS
+    }
 
 
 # --- how the layers of a block are told apart -------------------------------------------------------

@@ -1,0 +1,241 @@
+"""Sequential repair: the pruned network's layers re-fitted one after the other, from their own inputs there.
+
+So each makes good what the layers before it have lost (He et al., Channel pruning for accelerating very deep
+networks, 2017). One pass of the dense network and one of the pruned do it, all images at once: a layer is
+fitted the moment it is reached. X (n, p) are its inputs at n positions, a column for each channel and tap;
+R (n, out) is what its outputs lack of the dense network's; both about their means. Then
+
+    W <- W + D,    D = argmin |R - X D|^2 / n + (RIDGE + SHORTAGE p / n) sum_j var(X_j) |D_j|^2
+
+and W is scaled up where its outputs still vary less than the dense network's. The means' difference goes into
+the bias or the batch norm behind. At the layer that ends a residual branch, R is what the sum of branch and
+shortcut lacks, over the slope from the layer's outputs to that sum (a batch norm's, a layer scale's): so the
+error of the residual stream is made good too.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lib.common.vision import timm
+from lib.pruning.repairs import LARGEST_GAIN, Damage, repair
+from lib.pruning.sites import residual_sums
+
+ROWS = 4096  # positions that a layer is fitted on, spread over images and maps; all where there are fewer
+RIDGE = 0.01
+SHORTAGE = 0.3
+SMALLEST_SLOPE = 0.01  # of the mean one: a channel that its norm all but closes asks for no large weights
+GOLDEN = 0.618033988749895
+
+
+@repair("sequential", needs="images", cut=True)
+@repair("sequential_synthetic", needs="synthetic", cut=True)
+def _sequential(damage: Damage) -> None:
+    """Layers re-fitted in the order of the forward pass, from their inputs in the pruned network."""
+    sums = residual_sums(damage.original)
+    aims, norms = _dense_rows(damage.original, sums, damage.images)
+    for site in damage.sites:
+        for name in aims.keys() & set(site.output_sliced):
+            aims[name] = aims[name][:, damage.kept[site.name]]
+    small = damage.network.requires_grad_(False)  # but for the slopes no gradient is wanted
+    ends: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
+
+    def refit(
+        name: str, layer: nn.Module, inputs: Tensor, outputs: Tensor, lacking: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Change a layer; returns what that adds to its outputs, and what its norm's mean adds (out,)."""
+        known, norm = _patches(layer, inputs), norms.get(name)
+        free = layer.bias is not None or norm is not None
+        change, offset = _least_squares(layer.weight, known, _rows(outputs, layer), lacking, free)
+        damage.macs += _solving_macs(known, lacking) + outputs.numel() * change[0].numel()
+        layer.weight += change
+        within, behind = offset, torch.zeros_like(offset)
+        if layer.bias is not None:
+            layer.bias += within
+        elif norm is not None:
+            within, behind = behind, within
+            small.get_submodule(norm).running_mean -= behind
+        return functional_call(layer, {"weight": change, "bias": within}, (inputs,)), behind
+
+    def at_layer(name: str, layer: nn.Module, inputs: Tensor, outputs: Tensor) -> Tensor | None:
+        if name in sums:
+            ends[name] = layer, inputs, outputs.requires_grad_()
+            return outputs + 0  # what follows may write to it
+        if name not in aims:
+            return None  # it is called again
+        with torch.no_grad():
+            moved, _ = refit(name, layer, inputs, outputs, aims.pop(name) - _rows(outputs, layer))
+            return outputs + moved
+
+    def at_sum(name: str, values: Tensor) -> Tensor:
+        layer, inputs, outputs = ends.pop(name)
+        gradient = torch.autograd.grad(values.sum(), outputs)[0]
+        with torch.no_grad():
+            slope = _by_position(gradient, layer)[0, 0]
+            steep = slope.abs().clamp(min=SMALLEST_SLOPE * slope.abs().mean())
+            lacking = (aims.pop(name) - _rows(values)) / torch.where(slope < 0, -steep, steep)
+            moved, behind = refit(name, layer, inputs, outputs.detach(), lacking)
+            added = slope * (_by_position(moved, layer) + behind)
+            return values.detach() + _like(values, added)
+
+    with torch.enable_grad(), _watched(small, sums, at_layer, at_sum):
+        small(damage.images)
+
+
+@torch.no_grad()
+def _dense_rows(
+    dense: nn.Module, sums: dict[str, tuple[str, bool]], images: Tensor
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The rows (n, out) that each layer aims at, and the name of the batch norm behind it.
+
+    They are those of its outputs or, where it ends a branch, of the sum.
+    """
+    rows: dict[str, Tensor] = {}
+    norms: dict[str, str] = {}
+    latest: tuple[str, Tensor | None] = ("", None)
+
+    def at_layer(name: str, layer: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+        nonlocal latest
+        latest = (name, outputs)
+        if name not in sums:
+            rows.setdefault(name, _rows(outputs, layer))
+
+    def at_norm(norm: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0] is latest[1]:
+            norms[latest[0]] = norm
+
+    def at_sum(name: str, values: Tensor) -> None:
+        rows[name] = _rows(values)
+
+    with ExitStack() as hooks, _watched(dense, sums, at_layer, at_sum):
+        for name, module in dense.named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                hooks.enter_context(module.register_forward_pre_hook(partial(at_norm, name)))
+        dense(images)
+    return rows, norms
+
+
+@contextmanager
+def _watched(
+    network: nn.Module,
+    sums: dict[str, tuple[str, bool]],
+    at_layer: Callable[[str, nn.Module, Tensor, Tensor], Tensor | None],
+    at_sum: Callable[[str, Tensor], Tensor | None],
+) -> Iterator[None]:
+    """Call `at_layer` behind every convolution and linear layer, and `at_sum` with every residual sum.
+
+    A sum is called by the layer that ends its branch. What the two return is passed on instead.
+    """
+    ended = ""
+
+    def layer_hook(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor | None:
+        nonlocal ended
+        ended = name if name in sums else ended
+        return at_layer(name, layer, inputs[0], outputs)
+
+    def sum_hook(name: str, values: Tensor) -> Tensor | None:
+        nonlocal ended
+        if ended != name:  # torchvision calls one activation several times in a block
+            return None
+        ended = ""
+        return at_sum(name, values)
+
+    with ExitStack() as hooks:
+        for name, module in network.named_modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                hooks.enter_context(module.register_forward_hook(partial(layer_hook, name)))
+        for name, (place, enters) in sums.items():
+            module = network.get_submodule(place)
+            if enters:
+                handle = module.register_forward_pre_hook(lambda _, inputs, n=name: sum_hook(n, inputs[0]))
+            else:
+                handle = module.register_forward_hook(lambda _, inputs, outputs, n=name: sum_hook(n, outputs))
+            hooks.enter_context(handle)
+        yield
+
+
+def _by_position(values: Tensor, layer: nn.Module | None = None) -> Tensor:
+    """Maps or tokens as (N, positions, C); a linear layer has its channels last."""
+    if values.ndim == 4 and not isinstance(layer, nn.Linear):
+        return values.flatten(2).transpose(1, 2)
+    return values.reshape(len(values), -1, values.shape[-1])
+
+
+def _like(values: Tensor, by_position: Tensor) -> Tensor:
+    """(N, positions, C) in the shape of `values`, of which the channels come first if they are maps."""
+    if values.ndim == 4:
+        return by_position.transpose(1, 2).reshape(values.shape)
+    return by_position.reshape(values.shape)
+
+
+def _spread(images: int, positions: int) -> tuple[Tensor, Tensor]:
+    """Indices of images (N, 1) and of positions (N, P), evenly spread, others in every image."""
+    each = min(positions, -(-ROWS // images))
+    image = torch.arange(images)[:, None]
+    phase = image.double() * GOLDEN % 1
+    return image, ((torch.arange(each) + phase) * positions / each).long()
+
+
+def _rows(values: Tensor, layer: nn.Module | None = None) -> Tensor:
+    """Rows (n, C) at the positions that are looked at."""
+    by_position = _by_position(values, layer)
+    return by_position[_spread(*by_position.shape[:2])].flatten(0, 1)
+
+
+def _patches(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """What a layer reads (groups, n, p) at the positions that `_rows` takes of its outputs."""
+    if isinstance(layer, nn.Linear):
+        return _rows(inputs, layer)[None]
+    if isinstance(layer, timm.layers.Conv2dSame):
+        windows = timm.layers.pad_same(inputs, layer.kernel_size, layer.stride, layer.dilation)
+    else:
+        windows = F.pad(inputs, layer._reversed_padding_repeated_twice)
+    for axis, (taps, stride, dilation) in enumerate(
+        zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    ):
+        windows = windows.unfold(2 + axis, dilation * (taps - 1) + 1, stride)
+    windows = windows[..., :: layer.dilation[0], :: layer.dilation[1]]
+    rows, columns = windows.shape[2:4]
+    image, position = _spread(len(inputs), rows * columns)
+    picked = windows[image, :, position // columns, position % columns]  # (N, P, C, taps, taps)
+    return picked.flatten(0, 1).unflatten(1, (layer.groups, -1)).transpose(0, 1).flatten(2)
+
+
+def _least_squares(
+    weight: Tensor, known: Tensor, present: Tensor, lacking: Tensor, free: bool
+) -> tuple[Tensor, Tensor]:
+    """The change of a layer's weight and of its intercept (out,), 0 where it is not free.
+
+    `known` (groups, n, p) is what the layer reads, `present` and `lacking` (n, out) what it gives and should
+    give more.
+    """
+    groups, count, width = known.shape
+    present, lacking = (rows.unflatten(1, (groups, -1)).transpose(0, 1) for rows in (present, lacking))
+    mean = known.mean(1, keepdim=True) * free
+    centred = known - mean
+    deviation = centred.square().mean(1, keepdim=True).sqrt()
+    deviation = deviation + 1e-3 * deviation.mean() + 1e-12
+    scaled = centred / deviation
+    gram = scaled.mT @ scaled / count
+    gram.diagonal(dim1=1, dim2=2).add_(RIDGE + SHORTAGE * width / count)
+    change = torch.cholesky_solve(scaled.mT @ lacking / count, torch.linalg.cholesky(gram)) / deviation.mT
+    if free:
+        reached = present + centred @ change
+        gain = (
+            (present + lacking).std(1, keepdim=True) / reached.std(1, keepdim=True).clamp(min=1e-12)
+        ).clamp(1, LARGEST_GAIN)
+        change = gain * change + (gain - 1) * weight.reshape(groups, -1, width).mT
+    offset = (lacking.mean(1, keepdim=True) - mean @ change) * free
+    return change.mT.reshape(weight.shape), offset.flatten()
+
+
+def _solving_macs(known: Tensor, lacking: Tensor) -> int:
+    """MACs of `_least_squares`: moments, Cholesky factor, two triangular solves, outputs reached."""
+    groups, count, width = known.shape
+    outputs = lacking.shape[1]
+    return groups * (count * width**2 + width**3 // 3) + 2 * count * width * outputs + width**2 * outputs
