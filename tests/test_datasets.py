@@ -21,7 +21,7 @@ from lib.common.errors import UserError
 from lib.common.paths import ROOT
 from lib.streams import load_stream
 from lib.streams.archive import ArchiveSource
-from tools.datasets import objects, table
+from tools.datasets import __main__, objects, table
 from tools.datasets import prepare as preparing
 from tools.datasets.__main__ import listing
 from tools.datasets.prepare import RECIPES, archive_of, copies, cut, distinct, pictures, prepare
@@ -541,3 +541,19 @@ def test_the_page_has_the_numbers_of_the_copies():
     assert len(table.absent("nevis/short")) == 14
     listed = listing()
     assert all(f"{name} is not here" in listed for name in RECIPES)
+
+
+def test_a_further_data_set_is_one_function(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparing, "RECIPES", dict(RECIPES))
+    monkeypatch.setattr(__main__, "RECIPES", preparing.RECIPES)
+
+    @preparing.dataset("Brodatz", source="owner/repository", official=20)
+    def brodatz(source: Path) -> preparing.Parts:
+        """textures/CLASS/*.png"""
+        return cut(pictures(preparing.find(source, "**/textures/*/*.png")))
+
+    assert "Brodatz is not here" in listing() and "owner/repository: all 20" in listing()
+    truth = class_folders(tmp_path / "copy/textures", ".png")
+    assert "3 classes" in prepare("Brodatz", tmp_path / "copy")
+    assert Counter(label for label, _ in every(read_back("Brodatz"))) == Counter(label for label, _ in truth)
+    assert [task.name for task in load_stream("nevis/full", missing="skip").tasks] == ["Brodatz", "Brodatz"]

@@ -12,7 +12,7 @@ def listing() -> str:
     """A block per data set: whether it is prepared, its counts, its public copy and that copy's layout."""
     blocks = []
     for name, recipe in RECIPES.items():
-        parts = copies()[name]["parts"]
+        parts = copies().get(name, {}).get("parts", {"all": recipe.official})
         counts = ", ".join(f"{part} {count:,}" for part, count in parts.items())
         here = f"is here: {archive_of(name)}" if archive_of(name).exists() else "is not here"
         layout = " ".join(inspect.getdoc(recipe.parts).split())

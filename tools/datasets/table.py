@@ -24,7 +24,7 @@ def events(stream: str) -> pd.DataFrame:
     tasks = list_tasks(stream)
     rows = []
     for name, years in tasks.groupby("name", sort=False)["year"]:
-        if name in RECIPES:
+        if name in copies():
             copy, recipe = copies()[name], RECIPES[name]
             rows.append(
                 {
@@ -42,7 +42,7 @@ def events(stream: str) -> pd.DataFrame:
 
 def absent(stream: str) -> list[str]:
     """The data sets of a stream without a public copy."""
-    return [name for name in list_tasks(stream)["name"].drop_duplicates() if name not in RECIPES]
+    return [name for name in list_tasks(stream)["name"].drop_duplicates() if name not in copies()]
 
 
 def markdown(rows: pd.DataFrame) -> str:
