@@ -5,11 +5,12 @@ import json
 import os
 import stat
 
+import filelock
 import pytest
 import torch
 
 from lib.common.errors import UserError
-from lib.common.files import atomic_path, save_tensors, write_json
+from lib.common.files import atomic_path, locked, save_tensors, write_json
 
 
 def test_file_appears_whole_and_alone(tmp_path):
@@ -102,3 +103,25 @@ def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
         write_json(tmp_path / "x.json", {"a": object()})
     assert (tmp_path / "x.json").read_text() == "1\n"
     assert os.listdir(tmp_path) == ["x.json"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")]
+)
+def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch, error):
+    def acquire(self):
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    refused = pytest.raises(UserError, match=r"Cannot write to .*lock.* choose another\.")
+    with refused, locked(tmp_path / "run" / ".lock", "choose another"):
+        raise AssertionError("the block was entered")
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence_with_the_advice(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match=r"choose another\."),
+        locked(tmp_path / "file" / ".lock", "choose another"),
+    ):
+        pass

@@ -16,7 +16,7 @@ from lib.common.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-OWN = {"lib", "tools", "paper", "explorer"}
+OWN = {"lib", "tools", "paper", *(file.stem for file in (ROOT / "notebooks").glob("*.py"))}
 # Which extras the files of a folder may import from, beside requirements.txt.
 FOLDERS = {
     "lib": ["nevis"],

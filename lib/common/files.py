@@ -59,10 +59,10 @@ def locked(file: Path, otherwise: str) -> Iterator[None]:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(file).acquire()
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # the second where the file system has no locks
         raise UserError(
-            f"Cannot write to {file.parent}: {error.strerror or error}. Expected a writable folder: "
-            f"{otherwise}."
+            f"Cannot write to {file.parent}: {getattr(error, 'strerror', None) or error}. Expected a "
+            f"writable folder that files can be locked in: {otherwise}."
         ) from error
     with lock:
         yield
