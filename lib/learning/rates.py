@@ -36,7 +36,7 @@ class Rule:
 
 @cache
 def _table(probed: bool) -> dict[str, dict[str, Rule]]:
-    stored = json.loads(TABLE.read_text())[HEADS[probed]]
+    stored = json.loads(TABLE.read_bytes())[HEADS[probed]]
     return {name: {task: Rule(**rule) for task, rule in rules.items()} for name, rules in stored.items()}
 
 

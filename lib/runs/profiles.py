@@ -25,7 +25,7 @@ def arms_of(profile: str, group: str | None = None) -> dict[str, dict]:
     seeds, under the names that `replicate` gives; what `long` lists, at further budgets. Raises UserError if
     the profile is unknown.
     """
-    profiles = tomllib.loads(PROFILES.read_text())
+    profiles = tomllib.loads(PROFILES.read_text(encoding="utf-8"))
     if profile not in profiles:
         raise UserError(f"Unknown PROFILE={profile}: expected one of {', '.join(profiles)}.")
     tables = profiles[profile]
@@ -86,9 +86,9 @@ def write_stamps(profile: str) -> None:
     texts["draw.json"] = json.dumps({"profile": profile, "save_figures_to": profile})
     for name, text in texts.items():
         path = folder / "stamps" / name
-        if not path.exists() or path.read_text() != text:
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
             with atomic_path(path) as temporary:
-                temporary.write_text(text)
+                temporary.write_text(text, encoding="utf-8")
 
 
 def newer_code(profile: str) -> list[str]:
@@ -98,7 +98,7 @@ def newer_code(profile: str) -> list[str]:
         arm
         for arm, fields in arms_of(profile).items()
         if (file := records_file(profile, arm).with_suffix(".json")).exists()
-        and json.loads(file.read_text())["training_hash"] != training_hash(fields, sources)
+        and json.loads(file.read_bytes())["training_hash"] != training_hash(fields, sources)
     ]
 
 

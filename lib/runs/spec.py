@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from lib.common.errors import UserError, choose
-from lib.common.paths import ROOT
+from lib.common.paths import LIB
 from lib.learning.engine import Engine, Precision
 from lib.learning.learners import LEARNERS
 from lib.networks.backbone import find_backbone, load_backbone
@@ -137,7 +137,7 @@ class RunSpec(BaseModel):
     @classmethod
     def _precision_of_the_table(cls, precision: object, info: ValidationInfo) -> object:
         if precision is None:
-            table = json.loads((ROOT / "lib" / "learning" / "precision.json").read_text())
+            table = json.loads((LIB / "learning" / "precision.json").read_bytes())
             kind = str(info.data.get("device")).split(":")[0]
             return table.get(kind, {}).get(info.data.get("backbone"), "fp32")
         Precision.named(str(precision))

@@ -61,9 +61,9 @@ def training_hash(arm: Mapping[str, object], sources: Sources | None = None) -> 
     stream = LIB / "streams" / str(fields["stream"]) / "cards.json"
     data = [file for file in (Path(str(weights)), Path(str(fields["stream"])), stream) if file.is_file()]
     requirements = ROOT / "requirements.txt"  # not there where the library was installed alone
-    lines = requirements.read_text().splitlines() if requirements.exists() else []
+    lines = requirements.read_text(encoding="utf-8").splitlines() if requirements.exists() else []
     pins = [line.split("#")[0].strip() for line in lines if line.startswith(_TRAINING_PINS)]
-    tables = [json.loads((LIB / "learning" / name).read_text()) for name in _TABLES]
+    tables = [json.loads((LIB / "learning" / name).read_bytes()) for name in _TABLES]
     rows = json.dumps([_rows_of(backbone, table) for table in tables], sort_keys=True)
     code = _code_hash(sources, frozenset({("lib.runs.run", "run_stream")}), names, all_modules=False)
     return _digest("\n".join([code, hash_of(data), *pins, rows]))

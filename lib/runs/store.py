@@ -41,7 +41,7 @@ class Store:
 
     def _start_over_unless(self, code: str) -> None:
         stamp = self.folder / "training_hash"
-        if not stamp.exists() or stamp.read_text() != code:
+        if not stamp.exists() or stamp.read_text(encoding="utf-8") != code:
             for name in ("events", "predictions", "networks", "trainings"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
             (self.folder / "records.parquet").unlink(missing_ok=True)
@@ -65,7 +65,7 @@ class Store:
                 f"{self.folder} holds no complete run of this spec: call run_stream with it first."
             )
         common = spec.model_dump(exclude={"budgets", "tasks"})
-        rows = [{**common, **json.loads(self._event(*one).read_text())} for one in asked]
+        rows = [{**common, **json.loads(self._event(*one).read_bytes())} for one in asked]
         return pd.DataFrame(rows).assign(left_out=", ".join(stream.left_out))
 
     def end(self, spec: RunSpec, records: pd.DataFrame, about: dict | None) -> None:
@@ -143,6 +143,6 @@ def saved_predictions(spec: RunSpec, out: Path | str) -> dict[tuple[int, float],
 
 def _write_text(path: Path, text: str) -> None:
     """Unless it is there already: times of files tell what was renewed."""
-    if not path.exists() or path.read_text() != text:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
         with atomic_path(path) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")

@@ -47,7 +47,7 @@ def content_of(files: Iterable[Path], root: Path) -> str:
     """
     kept = cache_folder() / "hashes" / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]}.json"
     try:
-        known = json.loads(kept.read_text())
+        known = json.loads(kept.read_bytes())
     except (OSError, ValueError):
         known = {}
     found, total, now = {}, hashlib.sha256(), time.time_ns()
@@ -83,7 +83,7 @@ def _read(source: Source, name: str, content: str, image_size: int) -> TaskData:
 @cache
 def _opened(folder: Path) -> TaskData:
     """The entry's parts over memory maps. Raises where a file of it is missing or not what was written."""
-    entry = json.loads((folder / "entry.json").read_text())
+    entry = json.loads((folder / "entry.json").read_bytes())
     for file, digest in entry["sha256"].items():
         if _digest(folder / file) != digest:
             raise ValueError(f"{file} is damaged")

@@ -83,7 +83,7 @@ class _StreamFile(BaseModel):
 def _rows_of_file(file: Path) -> list[Listed]:
     """The tasks of a stream file. Raises UserError for a file that is none."""
     try:
-        content = _StreamFile.model_validate(yaml.safe_load(file.read_text()))
+        content = _StreamFile.model_validate(yaml.safe_load(file.read_bytes()))
     except OSError as error:
         raise UserError(
             f"{file} cannot be read ({error.strerror}): expected the path of a stream file."

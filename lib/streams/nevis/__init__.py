@@ -34,7 +34,7 @@ def datasets_folder() -> Path:
 
 @cache
 def _tables() -> dict:
-    return json.loads((Path(__file__).parent / "nevis.json").read_text())
+    return json.loads((Path(__file__).parent / "nevis.json").read_bytes())
 
 
 def _events(variant: str) -> list[Event]:

@@ -25,7 +25,7 @@ def pocket(*arguments: str) -> list[Listed]:
     """The pocket stream in the order of its years."""
     if arguments:
         raise UserError(f"pocket/{'/'.join(arguments)} is unknown: expected pocket alone.")
-    return [_listed(card) for card in json.loads((POCKET / "cards.json").read_text())]
+    return [_listed(card) for card in json.loads((POCKET / "cards.json").read_bytes())]
 
 
 def _listed(card: dict) -> Listed:
