@@ -67,9 +67,10 @@ $(EXTRAS:%=setup-%): setup-%: setup
 	fi
 
 # The arms that are not done, their estimate first; then the stamps anew, for they hold a hash of the records.
+# The + shares the jobs of a -j: make does not see the $(MAKE) in what it expands.
 define run_arms
 	@$(MAKE) --no-print-directory --question _arms 2>/dev/null || $(PY) -m tools.estimate "$(PROFILE)" $(JOBS)
-	@$(MAKE) --silent --no-print-directory $(PARALLEL) _arms
+	+@$(MAKE) --silent --no-print-directory $(PARALLEL) _arms
 	@$(PY) -m lib.runs.profiles stamps "$(PROFILE)"
 endef
 
