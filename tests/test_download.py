@@ -3,12 +3,14 @@
 import gzip
 import hashlib
 import http.server
+import io
 import re
 import resource
 import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import urllib.error
@@ -227,6 +229,18 @@ def test_a_file_that_is_not_on_the_server_is_said(server, mnist, tmp_path):
     del server.files["train-labels-idx1-ubyte.gz"]
     with pytest.raises(UserError, match=r"^MNIST could not be downloaded \(.*\): run the command again"):
         download("MNIST", tmp_path)
+
+
+def test_an_archive_writes_nothing_outside_its_folder(server, tmp_path, monkeypatch):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("../../outside.txt"))
+    server.files["fgvc.tar.gz"] = packed.getvalue()
+    monkeypatch.setattr(torchvision.datasets.FGVCAircraft, "_URL", server.url + "fgvc.tar.gz")
+    with pytest.raises(UserError, match=r"FGVCAircraft could not be downloaded .*outside the destination"):
+        download("FGVCAircraft", tmp_path / "root")
+    assert not list(tmp_path.rglob("outside.txt"))
+    assert tarfile.TarFile.extraction_filter is None  # as it was
 
 
 def test_a_full_disk_is_said(server, mnist, tmp_path):
