@@ -49,13 +49,14 @@ help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo "Profiles (PROFILE=...): smoke, pocket (the default), paper, nevis"
 
-setup: ## make .venv from requirements.txt, when it is missing, out of date or was moved
+setup: ## make .venv from requirements.txt, when it is missing, broken, out of date or was moved
 	@want="$(CURDIR) $$(cat requirements.txt pyproject.toml | cksum)"; \
-	if [ "$$(cat $(VENV)/stamp 2>/dev/null)" != "$$want" ]; then \
+	clear="$$($(PY) -c '' 2>/dev/null || echo --clear)"; \
+	if [ "$$(cat $(VENV)/stamp 2>/dev/null)" != "$$want" ] || [ -n "$$clear" ]; then \
 		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 			{ echo "Error: $(PYTHON) is older than 3.11: give one with PYTHON=path/to/python3.11" >&2; exit 1; }; \
 		echo "Setting up $(VENV): some minutes, once." && \
-		$(PYTHON) -m venv $(VENV) && $(PIP) -r requirements.txt && $(PIP) --no-deps --editable . && \
+		$(PYTHON) -m venv $$clear $(VENV) && $(PIP) -r requirements.txt && $(PIP) --no-deps --editable . && \
 		echo "$$want" > $(VENV)/stamp; \
 	fi
 
