@@ -247,20 +247,16 @@ def gains_over(baseline: str, of_unit: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for arm, budget in table.index.drop(baseline, level="arm"):
         pair = seeds_in_common(table, (arm, budget), (baseline, budget))
-        estimates = (estimate(gain, *pair) for gain in GAINS.values())
-        rows.append(
-            (of_unit["unit"].iloc[0], arm, budget, *(value for found in estimates for value in found))
-        )
+        found = [estimate(gain, *pair) for gain in GAINS.values()]
+        rows.append((of_unit["unit"].iloc[0], arm, budget, *np.ravel(found)))
     measured = [f"{name}{end}" for name in GAINS for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=["unit", "arm", "budget", *measured])
 
 
 def improvement_over_dense(records: pd.DataFrame, learner: str = "independent") -> pd.DataFrame:
     """`gains_over` its unit's dense arm of `learner`, for every other arm."""
-    units = records.groupby("unit", sort=False)
-    return stacked(
-        (gains_over(dense_arm(part, learner), part) for _, part in units), "a dense arm and others"
-    )
+    units = [of_unit for _, of_unit in records.groupby("unit", sort=False)]
+    return stacked((gains_over(dense_arm(unit, learner), unit) for unit in units), "a dense arm and others")
 
 
 def granularities_compared(records: pd.DataFrame) -> pd.DataFrame:

@@ -140,11 +140,8 @@ def panels(
 def coloured(table: pd.DataFrame, by: str, palette: str, name: str = "{}", **look: object) -> list[Curve]:
     """A curve for every value of the column `by`, in the colours of a palette; `name` formats its label."""
     groups = table.groupby(by, sort=False)
-    colours = sns.color_palette(palette, len(groups))
-    return [
-        Curve(rows, {"color": colour} | look, name.format(value))
-        for colour, (value, rows) in zip(colours, groups, strict=True)
-    ]
+    coloured = zip(sns.color_palette(palette, len(groups)), groups, strict=True)
+    return [Curve(rows, {"color": colour} | look, name.format(value)) for colour, (value, rows) in coloured]
 
 
 def in_order(names: pd.Series) -> pd.Series:
