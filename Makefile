@@ -111,8 +111,9 @@ notebooks: setup ## execute the notebooks in place, so that they carry their out
 	$(PY) -m jupyter nbconvert --execute --inplace --log-level WARN \
 		--ExecutePreprocessor.record_timing=False $(CHECKED)
 
+# The template is the one of nbconvert's that writes the pictures' alternative texts.
 html: setup ## write copies of the executed notebooks into build/html
-	@$(PY) -m jupyter nbconvert --to html --log-level ERROR --output-dir build/html notebooks/*.ipynb
+	@$(PY) -m jupyter nbconvert --to html --template classic --log-level ERROR --output-dir build/html notebooks/*.ipynb
 	@mkdir -p build/html/figures && cp figures/paper/*.png build/html/figures
 	@sed -i.ipynb -E -e 's/href="([a-z0-9_]+)\.ipynb"/href="\1.html"/g' -e 's|\.\./figures/paper/|figures/|g' \
 		build/html/*.html && rm build/html/*.html.ipynb

@@ -6,11 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import seaborn as sns
+from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
+from nbconvert import HTMLExporter
 from test_analysis import ERRORS, LEARNT, elsewhere, records_of
 from test_scaling import CROSSING
 from test_scaling import records_of as power_laws
 
+from lib.common.paths import ROOT
 from lib.evidence import adviser, scaling
 from lib.evidence.figures import curves, networks, style
 from lib.evidence.records import (
@@ -84,6 +87,16 @@ def test_a_saved_figure_has_its_data_and_provenance_and_is_shown_with_words(tmp_
     assert (tmp_path / "mine" / "02.pdf").read_bytes() == first
     style.save_figure(figure, "03", data, "")
     assert not (tmp_path / "mine" / "03.csv").exists()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda file: file.stem)
+def test_every_picture_of_a_notebook_has_words(file):
+    page, _ = HTMLExporter(template_name="classic").from_filename(str(file))
+    alts = [tag.get("alt", "") for tag in BeautifulSoup(page, "html.parser").find_all("img")]
+    assert all(alt and not alt.startswith("No description") for alt in alts)
+    text = file.read_text()
+    assert len(alts) == text.count('"image/png": "') + text.count("<img src=")
+    assert "--to html --template classic" in (ROOT / "Makefile").read_text()
 
 
 def all_figures(records: pd.DataFrame) -> dict[str, Figure]:
