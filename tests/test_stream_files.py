@@ -164,13 +164,46 @@ def test_records_name_the_tasks_that_were_left_out(tmp_path):
     ("text", "message"),
     [
         ("name: [", "is not YAML"),
-        ("", "the file is not valid"),
+        ("", "holds nothing: expected `name` and `tasks`"),
+        ("# later\n", "holds nothing"),
+        ("- {name: a, source: 'folder:a', year: 2000}", "holds a list"),
+        ("folder:a", "holds a str"),
+        ("2000", "holds a int"),
+        ("name: mine\ntasks:\n\t- {name: a, source: 'folder:a', year: 2000}", "spaces instead of tabs"),
+        ("name: mine\ntasks: {}\ntasks: []", "'tasks' is given twice"),
+        ("name: mine\ntasks: [{name: a, name: b, source: 'folder:a', year: 2000}]", "'name' is given twice"),
+        ("name: mine\n---\nname: yours", "is not YAML"),
+        ("name: mine", "tasks is not valid"),
+        ("tasks: [{name: a, source: 'folder:a', year: 2000}]", "name is not valid"),
+        ("name: 12\ntasks: [{name: a, source: 'folder:a', year: 2000}]", "name is not valid"),
+        ("name: mine\ntasks: a", "tasks is not valid"),
+        ("name: mine\ntasks: [a]", "tasks.0 is not valid"),
+        ("name: mine\ntasks: [{name: '  ', source: 'folder:a', year: 2000}]", "tasks.0.name"),
+        ("name: mine\ntasks: [{name: a, source: 'folder:a', year: true}]", "tasks.0.year"),
+        ("name: mine\ntasks: [{name: a, source: 'folder:a', year: 2011.5}]", "tasks.0.year"),
+        ("name: mine\ntasks: [{name: a, source: 'folder:a', year: 1492}]", "tasks.0.year"),
+        ("name: mine\ntasks: [{name: a, source: 'folder:a', year: null}]", "tasks.0.year"),
+        ("name: mine\ntasks: [{name: a, source: 'folder:a', year: 2011-05-01}]", "tasks.0.year"),
+        ("name: mine\ntask: []", "tasks is not valid"),
+        ("name: mine\ntasks: [{name: a, source: [a], year: 2000}]", "tasks.0.source"),
+        (
+            "name: mine\ntasks: [{name: a, source: 'folder:', year: 2000}]",
+            "source 'folder:' of 'a' is unknown",
+        ),
+        (
+            "name: mine\ntasks:\n  - {name: a, source: 'folder:a', year: 2000}\n"
+            "  - {name: ' a', source: 'folder:b', year: 2001}",
+            "two tasks are called 'a'",
+        ),
         ("name: mine\ntasks: []", "tasks is not valid"),
         ("name: mine\ntasks: [{name: a, source: 'folder:a'}]", "tasks.0.year"),
         ("name: mine\ntasks: [{name: a, source: 'folder:a', year: soon}]", "tasks.0.year"),
         ("name: mine\ntasks: [{name: a, source: 'folder:a', year: 2000, colour: red}]", "tasks.0.colour"),
-        ("name: mine\ntasks: [{name: a, source: 'web:a', year: 2000}]", "source 'web:a' is unknown"),
-        ("name: mine\ntasks: [{name: a, source: a, year: 2000}]", "tasks.0.source"),
+        (
+            "name: mine\ntasks: [{name: a, source: 'web:a', year: 2000}]",
+            "source 'web:a' of 'a' is unknown: expected one of folder, nevis, torchvision",
+        ),
+        ("name: mine\ntasks: [{name: a, source: a, year: 2000}]", "source 'a' of 'a' is unknown"),
     ],
 )
 def test_a_bad_stream_file_is_refused_with_the_place(tmp_path, text, message):
@@ -178,6 +211,69 @@ def test_a_bad_stream_file_is_refused_with_the_place(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
         load_stream(file)
     assert file in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("written", ["plain", "BOM", "CRLF", "UTF-16", "quoted year", "upper case"])
+def test_a_stream_file_is_read_however_it_is_written(tmp_path, written):
+    fill(tmp_path / "my fruit", {"train": 10})
+    expected = load_stream(stream_file(tmp_path, ONE))
+    encoding = {"BOM": "utf-8-sig", "UTF-16": "utf-16"}.get(written, "utf-8")
+    text = ONE.replace("\n", "\r\n") if written == "CRLF" else ONE
+    text = text.replace("2020", "'2020'") if written == "quoted year" else text
+    file = tmp_path / ("OTHER.YAML" if written == "upper case" else "other.yml")
+    file.write_bytes(text.encode(encoding))
+    stream = load_stream(file)
+    assert (stream.name, stream.content, stream.tasks[0].year) == ("mine", expected.content, 2020)
+
+
+def test_a_stream_file_is_the_same_however_its_path_is_spelt(tmp_path, monkeypatch):
+    fill(tmp_path / "my fruit", {"train": 10})
+    file = stream_file(tmp_path, ONE)
+    (tmp_path / "below").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path / "below")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    spelt = [file, Path(file), "../stream.yaml", "./../stream.yaml", Path("../stream.yaml"), "~/stream.yaml"]
+    spelt += [f"{tmp_path}/below/../stream.yaml", tmp_path / "link" / "stream.yaml"]
+    streams = [load_stream(path) for path in spelt]
+    assert len({(stream.name, stream.content) for stream in streams}) == 1
+    assert all(list_tasks(path)["available"].all() for path in spelt)
+
+
+def test_places_are_relative_to_the_file_or_name_a_home_or_a_variable(tmp_path, monkeypatch):
+    fill(tmp_path / "data" / "my fruit", {"train": 10})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("IMAGES", str(tmp_path / "data"))
+    (tmp_path / "below").mkdir()
+    places = [
+        "../data/my fruit",
+        "~/data/my fruit",
+        "$IMAGES/my fruit",
+        "${IMAGES}/my fruit",
+        " $IMAGES/my fruit",
+    ]
+    contents = {
+        load_stream(
+            stream_file(tmp_path / "below", ONE.replace("folder:my fruit", f"folder:{place}"))
+        ).content
+        for place in [*places, tmp_path / "data" / "my fruit"]
+    }
+    assert len(contents) == 1
+    with pytest.raises(UserError, match=r"\$NOWHERE/my fruit"):
+        load_stream(stream_file(tmp_path, ONE.replace("folder:", "folder:$NOWHERE/")))
+
+
+@pytest.mark.parametrize("text", ["name: caf\xe9\ntasks: []".encode("latin-1"), b"\0\1\2", b"name: \xff"])
+def test_a_file_that_is_no_text_is_refused(tmp_path, text):
+    (tmp_path / "stream.yaml").write_bytes(text)
+    with pytest.raises(UserError, match=r"stream\.yaml is not YAML"):
+        load_stream(tmp_path / "stream.yaml")
+
+
+def test_a_folder_called_like_a_file_is_refused(tmp_path):
+    (tmp_path / "stream.yaml").mkdir()
+    with pytest.raises(UserError, match=r"cannot be read .*expected the path of a stream file"):
+        load_stream(tmp_path / "stream.yaml")
 
 
 def test_an_absent_stream_file_is_refused():

@@ -48,3 +48,31 @@ def by_last_of_class(labels: Sequence[int], shares: dict[str, float]) -> dict[st
     }
     places = [np.flatnonzero(numbers == number) for number in np.unique(numbers[numbers >= 0])]
     return {part: np.concatenate([of_class[ends[part]] for of_class in places]) for part in shares}
+
+
+def by_class(labels: Sequence[int], shares: dict[str, float]) -> dict[str, np.ndarray]:
+    """Each class shared out alike, and the whole in the largest remainders of the shares: for folders.
+
+    Every class gives at least one image to train, every other part that is read gets at least one; there must
+    be so many.
+    """
+    numbers = np.asarray(labels)
+    order = np.random.default_rng(0).permutation(len(numbers))
+    order = order[np.argsort(numbers[order], kind="stable")]
+    firsts = np.unique(numbers[order], return_index=True)[1]
+    rest = np.delete(order, firsts)
+    exact = np.array([share * len(order) for share in shares.values()])
+    train = list(shares).index("train")
+    exact[train] = max(0, exact[train] - len(firsts))
+    exact *= len(rest) / max(1, exact.sum())
+    sizes = np.floor(exact).astype(int)
+    sizes[np.argsort(sizes - exact, kind="stable")[: len(rest) - sizes.sum()]] += 1
+    for place, part in enumerate(shares):
+        if sizes[place] == 0 and part in ("dev", "test"):
+            sizes[sizes.argmax()] -= 1
+            sizes[place] = 1
+    # The parts take turns, each in equal steps, and so within each class.
+    turns = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
+    owners = np.repeat(np.arange(len(sizes)), sizes)[np.argsort(turns, kind="stable")]
+    parts = {part: rest[owners == place] for place, part in enumerate(shares)}
+    return {**parts, "train": np.concatenate([order[firsts], parts["train"]])}

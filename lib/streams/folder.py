@@ -1,17 +1,22 @@
 """A task from a folder of images: train/<class>/*, and dev/ and test/ likewise where they are there."""
 
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from lib.common.errors import UserError
-from lib.streams.cuts import SHARES
+from lib.streams.cuts import SHARES, by_class
+from lib.streams.images import is_image, open_file
 from lib.streams.ingest import content_of
 from lib.streams.task import Example, Place
 
+# How people call the parts.
+PARTS = {"training": "train", "val": "dev", "valid": "dev", "validation": "dev", "testing": "test"}
+PARTS |= {part: part for part in PARTS.values()}
 # What is cut from train for the parts that do not come with it.
 CUTS = {
     (): SHARES[()],
@@ -19,28 +24,39 @@ CUTS = {
     ("dev",): {"train": 0.80, "test": 0.20},
     ("dev", "test"): {"train": 1.0},
 }
+# What systems leave behind, beside hidden files.
+LEFT_BEHIND = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin"}
 
 
 class FolderSource:
-    """Images in a folder a class. What of dev and test is missing is cut from train, class by class."""
+    """Images in a folder for each class; what is missing of dev and test is cut from train."""
 
     kind = "classification"
     every_class_trains = True
 
     def __init__(self, folder: Path):
         self.folder = folder
-        if not (folder / "train").is_dir():
-            raise UserError(
-                f"{folder} has no folder train: expected train/<class>/<image>, with dev and test if any."
-            )
-        self.names = _subfolders(folder / "train")
+        self.folders: dict[str, Path] = {}
+        expected = (
+            f"expected {folder}/train/<class>/<image>, with dev (or val, valid, validation) and test if any"
+        )
+        found = [child for child in _children(folder) if child.is_dir()]
+        for child in found:
+            if (part := PARTS.get(child.name.lower())) in self.folders:
+                raise UserError(f"{child} and {self.folders[part]} are both {part}: {expected}. Remove one.")
+            if part is not None:
+                self.folders[part] = child
+        if "train" not in self.folders:
+            raise UserError(f"{folder} has no folder train: {expected}.")
+        if others := [child for child in found if child not in self.folders.values()]:
+            raise UserError(f"{shown(others[0])} is no part of a task: {expected}. Move it or remove it.")
+        self.names = _classes(self.folders["train"])
         self.num_classes = len(self.names)
-        self.given = tuple(part for part in ("dev", "test") if (folder / part).is_dir())
-        for part in self.given:
-            if unknown := sorted(set(_subfolders(folder / part)) - set(self.names)):
+        for place in self.folders.values():
+            if unknown := [name for name in _classes(place) if name not in self.names]:
                 raise UserError(
-                    f"{folder / part / unknown[0]} is a class that {folder / 'train'} has not: add training "
-                    "images of it, or remove it."
+                    f"{shown(place / unknown[0])} is a class that {self.folders['train']} has not: add "
+                    "training images of it, or remove it."
                 )
 
     @classmethod
@@ -49,45 +65,79 @@ class FolderSource:
         return Place(f"images in {folder}/train/<class>", folder.is_dir(), partial(cls, folder))
 
     def classes(self) -> tuple[str, ...]:
-        return tuple(self.names)
+        return tuple(map(shown, self.names))
 
     def content(self) -> str:
-        files = [file for part in ("train", *self.given) for file in _files(self.folder / part)]
+        files = [file for part in self.folders for file, _ in self._images(part)]
         return content_of(files, self.folder)
 
     def parts(self) -> Mapping[str, Sequence[Example]]:
-        parts: dict[str, list[Example]] = {part: self._examples(part) for part in self.given}
-        shares = CUTS[self.given]
-        parts |= {part: [] for part in shares}
-        rng = np.random.default_rng(0)
-        of_class: dict[int, list[Example]] = {}
-        for example in self._examples("train"):
-            of_class.setdefault(example.labels[0], []).append(example)
-        for examples in of_class.values():
-            order = rng.permutation(len(examples))
-            ends = (np.cumsum(list(shares.values())) * len(examples)).round().astype(int)
-            ends[0] = max(1, ends[0])  # a class always has a training image
-            for part, chosen in zip(shares, np.split(order, ends[:-1]), strict=True):
-                parts[part] += [examples[place] for place in chosen]
-        return {
-            part: [examples[i] for i in rng.permutation(len(examples))] for part, examples in parts.items()
+        parts = {
+            part: [
+                Example(shown(file), label, partial(open_file, file)) for file, label in self._images(part)
+            ]
+            for part in self.folders
         }
+        whole, least = parts["train"], self.num_classes + 3 - len(self.folders)
+        if len(whole) < least:
+            raise UserError(
+                f"{self.folders['train']} has {len(whole)} images of {self.num_classes} classes: expected at "
+                f"least {least}, one of each class and one for each part that is cut from it. Add images."
+            )
+        shares = CUTS[tuple(part for part in ("dev", "test") if part in self.folders)]
+        for part, places in by_class([example.labels[0] for example in whole], shares).items():
+            parts[part] = [whole[place] for place in places]
+        rng = np.random.default_rng(0)
+        return {part: [parts[part][i] for i in rng.permutation(len(parts[part]))] for part in sorted(parts)}
 
-    def _examples(self, part: str) -> list[Example]:
-        numbers = {name: number for number, name in enumerate(self.names)}
-        root = self.folder / part
-        return [
-            Example(str(file), numbers[file.relative_to(root).parts[0]], partial(Image.open, file))
-            for file in _files(root)
-            if len(file.relative_to(root).parts) > 1
-        ]
+    def _images(self, part: str) -> Iterator[tuple[Path, int]]:
+        for label, name in enumerate(self.names):
+            folder = self.folders[part] / name
+            if folder.is_dir():
+                above = {folder.resolve(), *folder.resolve().parents}
+                yield from ((file, label) for file in _files(folder, above))
 
 
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(
-        child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")
-    )
+def shown(path: Path | str) -> str:
+    """A path as text that can be written anywhere: bytes that are no UTF-8 as \\xe9."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+def _classes(folder: Path) -> list[str]:
+    for child in _children(folder):
+        if child.is_file() and is_image(child):
+            raise UserError(
+                f"{shown(child)} lies in no folder of a class: expected {folder}/<class>/<image>."
+            )
+    return [child.name for child in _children(folder) if child.is_dir()]
+
+
+def _children(folder: Path) -> list[Path]:
+    """What lies in a folder and was put there on purpose, numbers in names in their order."""
+
+    def natural(path: Path) -> tuple:
+        words = re.split(r"(\d+)", path.name)
+        return [int(word) if place % 2 else word for place, word in enumerate(words)], path.name
+
+    try:
+        found = sorted(folder.iterdir(), key=natural)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be read ({error.strerror}): expected a folder of images."
+        ) from error
+    kept = [child for child in found if child.name[0] != "." and child.name.lower() not in LEFT_BEHIND]
+    for child in kept:
+        if not child.exists():
+            raise UserError(f"{shown(child)} is a link to nothing: restore what it names, or remove it.")
+    return kept
+
+
+def _files(folder: Path, above: set[Path]) -> Iterator[Path]:
+    """The images below a folder, also through links; `above` holds the real folders that it lies in."""
+    for child in _children(folder):
+        if child.is_dir():
+            if (real := child.resolve()) in above:
+                raise UserError(f"{shown(child)} is a link to a folder that it lies in: remove it.")
+            yield from _files(child, above | {real})
+        elif child.is_file() and is_image(child):
+            yield child

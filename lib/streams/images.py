@@ -1,44 +1,104 @@
-"""Decode any image to RGB of one size."""
+"""Tell images from other files, and decode any image to RGB of one size."""
 
 import warnings
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Images that Pillow reads with a plugin at most: to be named, not to be taken for other files.
+UNSUPPORTED = {".heic", ".heif", ".hif", ".jxl", ".svg", ".cr2", ".cr3", ".nef", ".arw", ".dng"}
+# The largest values of grey images of more than 8 bits: as fractions, and of 8, 12 and 16 bits.
+FRACTIONS, DEPTHS = 1, (255, 4095, 65535)
 
 
 class UnreadableImage(ValueError):
     """An image that cannot be decoded, with the reason."""
 
 
+@cache
+def _readable() -> set[str]:
+    Image.init()
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+def _is_unsupported(file: Path) -> bool:
+    suffix = file.suffix.lower()
+    return suffix in UNSUPPORTED and suffix not in _readable()
+
+
+def is_image(file: Path) -> bool:
+    """Whether a file counts as an image: by its suffix, or where that says nothing, by its first bytes."""
+    if file.suffix.lower() in _readable() or _is_unsupported(file):
+        return True
+    try:
+        Image.open(file).close()
+    except (OSError, Image.DecompressionBombError) as error:
+        return isinstance(error, Image.DecompressionBombError)
+    return True
+
+
+def open_file(file: Path) -> Image.Image:
+    """Open an image file. Raises UnreadableImage where it is empty or in no format that Pillow reads."""
+    with file.open("rb") as opened:
+        start = opened.read(12)
+    kind = file.suffix[1:].upper() if _is_unsupported(file) else "HEIC" if start[4:8] == b"ftyp" else "this"
+    try:
+        if not start:
+            raise UnreadableImage("the file is empty")
+        if _is_unsupported(file):
+            raise UnidentifiedImageError
+        return Image.open(file)
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(f"{kind} is no format that Pillow reads: convert it to JPEG or PNG") from error
+
+
 def decode(open_image: Callable[[], Image.Image], image_size: int) -> np.ndarray:
     """The image that `open_image` opens, as uint8 RGB (image_size, image_size, 3), squashed to a square.
 
-    The first frame of several, turned as its EXIF says, over white where it is transparent, 16 bits scaled
-    down to 8. Raises UnreadableImage, also for one of more pixels than Pillow takes for harmless.
+    The first frame of several, turned as its EXIF says, over white where it is transparent. Grey values of
+    more than 8 bits are scaled by the smallest usual range that holds them: 0 to 1 for fractions, 8, 12 or 16
+    bits. Raises UnreadableImage, also for one of more pixels than Pillow takes for harmless.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")
             image = open_image()
-        if image.format == "JPEG":
-            # A large one is decoded at half its size or less.
-            image.draft(None, (2 * image_size, 2 * image_size))
-        image = _rgb(ImageOps.exif_transpose(image))
+            if image.format == "JPEG":
+                # A large one is decoded at half its size or less.
+                image.draft(None, (2 * image_size, 2 * image_size))
+            is_deep = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+            image = _rgb(ImageOps.exif_transpose(image), is_deep)
         if image.size != (image_size, image_size):
             image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
         return np.asarray(image)
+    except UnreadableImage:
+        raise
     except Exception as error:  # each of Pillow's decoders has its own
-        raise UnreadableImage(str(error)) from error
+        raise UnreadableImage(str(error) or type(error).__name__) from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, is_deep: bool) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, np.float64)
-        if image.mode.startswith("I"):
-            values = values / 257
-        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    # Of 16 bits a channel, Pillow keeps the upper 8.
+    if is_deep and 0 < np.asarray(image.convert("RGB")).max() < 16:
+        raise UnreadableImage("it uses no more than 12 of its 16 bits: scale its values to 8 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    low, high = values.min(), values.max()
+    tops = DEPTHS if values.dtype.kind in "iu" else (FRACTIONS, *DEPTHS)
+    top = next((top for top in tops if 0 <= low <= high <= top), None)
+    if top is None:  # also where some are not a number
+        raise UnreadableImage(
+            f"its values go from {low:g} to {high:g}: expected 0 to 1, 255, 4095 or 65535; scale them to 8 "
+            "bits"
+        )
+    return (values * (255 / top)).round().astype(np.uint8)
