@@ -30,7 +30,7 @@ from lib.streams.nevis.tfrecord import _example_class, features, masked_crc, rec
 from lib.streams.torchvision_sets import LOADERS, TorchvisionSource, how_to_get
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
-NETWORK = {"backbone": "resnet18half_64", "ratio": 0.5}
+NETWORK = {"backbone": "resnet18half_64", "ratio": 0.5, "repair": "none"}
 
 
 @pytest.fixture(autouse=True)
@@ -210,7 +210,7 @@ def png(colour: tuple[int, int, int], mode: str = "RGB") -> bytes:
     return out.getvalue()
 
 
-def metadata(num_classes: int) -> bytes:
+def metadata(num_classes: int, protocol: int = 4) -> bytes:
     """What the benchmark writes: base64, in lines, of a pickle of objects whose classes are not installed."""
     modules = {}
     for name, kind in (
@@ -235,7 +235,7 @@ def metadata(num_classes: int) -> bytes:
                 if letter == ".":  # pickle imports the packages above, too
                     patch.setitem(sys.modules, name[:end], types.ModuleType(name[:end]))
             patch.setitem(sys.modules, name, module)
-        return base64.encodebytes(pickle.dumps(meta, protocol=4))
+        return base64.encodebytes(pickle.dumps(meta, protocol=protocol))
 
 
 PARTS = {"train": 8, "dev": 4, "dev-test": 2, "test": 6, "train_and_dev": 12}
@@ -419,6 +419,14 @@ def test_metadata_that_is_none_is_refused(tmp_path, content):
     (folder / "metadata").write_bytes(content)
     with pytest.raises(UserError, match="cannot be read"):
         load_stream(stream_of(tmp_path, "nevis:mine"))
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("num_classes", [2, 300, 70_000])
+def test_the_number_of_classes_is_read_from_any_pickle(tmp_path, protocol, num_classes):
+    folder = prepare(tmp_path / "mine")
+    (folder / "metadata").write_bytes(metadata(num_classes, protocol))
+    assert PreparedSource(folder).num_classes == num_classes
 
 
 def test_the_metadata_of_the_test_names_the_benchmark_s_classes():
