@@ -1,5 +1,6 @@
 """Ingesting: any image becomes the same RGB once, and what is on disk is whole or not there."""
 
+import errno
 import hashlib
 import io
 import json
@@ -307,6 +308,28 @@ def test_many_unreadable_images_are_an_error_and_leave_nothing(cache):
     ):
         read(Pictures(count=40, broken=11))
     assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_too_little_memory_makes_no_image_unreadable(cache):
+    source = Pictures()
+    whole, entry = read(source), cache.glob("*/entry.json")
+    before = next(entry).read_bytes()
+    for error in (MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ingest, "_opened", partial(_raise, error))
+            with pytest.raises(type(error)):
+                read(source)
+    assert next(cache.glob("*/entry.json")).read_bytes() == before and source.opened == 60
+    source = Pictures(name="others")
+    source._open = lambda place: _raise(MemoryError())
+    with pytest.raises(MemoryError):
+        read(source)
+    assert torch.equal(read(Pictures()).train.images, whole.train.images)
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
+
+
+def _raise(error: BaseException, *_: object):
+    raise error
 
 
 def _ingest_with_little_room(folder: str) -> None:

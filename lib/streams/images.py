@@ -74,7 +74,7 @@ def decode(open_image: Callable[[], Image.Image], image_size: int) -> np.ndarray
         if image.size != (image_size, image_size):
             image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
         return np.asarray(image)
-    except UnreadableImage:
+    except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # each of Pillow's decoders has its own
         raise UnreadableImage(str(error) or type(error).__name__) from error

@@ -75,7 +75,7 @@ def _read(source: Source, name: str, content: str, image_size: int) -> TaskData:
     with locked(folder.with_suffix(".lock"), "set INGEST_CACHE to another"):
         try:
             return _opened(folder)
-        except (OSError, ValueError, KeyError):  # not there, or not what was written
+        except (FileNotFoundError, ValueError, KeyError):  # not there, or not what was written
             _ingest(source, name, image_size, folder)
             return _opened(folder)
 
