@@ -7,4 +7,4 @@ COPY . .
 RUN PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup
 EXPOSE 8888
 CMD [".venv/bin/python", "-m", "jupyter", "lab", "--ip=0.0.0.0", "--no-browser", "--allow-root", \
-     "--ServerApp.root_dir=.", "--LabApp.default_url=/lab/tree/notebooks/index.ipynb", "--LabApp.news_url=None"]
+     "--ServerApp.root_dir=.", "--LabApp.default_url=/lab/tree/notebooks/index.ipynb"]

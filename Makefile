@@ -24,7 +24,9 @@ endif
 # What `make pretrain` trains.
 NETWORKS ?= resnet18eighth_64 resnet18quarter_64 resnet18half_64 resnet26_64 resnet50_64
 # The whole repository, so that links and pictures are found, opened on the start page.
-LAB := --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/index.ipynb --LabApp.news_url=None
+LAB := --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/index.ipynb
+# It asks in a pop-up whether to fetch news, each time that no answer is stored.
+NEWS := @jupyterlab/apputils-extension:announcements
 # What nbval checks: all but the one that needs Tiny ImageNet and hours, and the one whose outputs are controls.
 CHECKED := $(filter-out notebooks/pretrain.ipynb notebooks/explore.ipynb,$(wildcard notebooks/*.ipynb))
 NBVAL = $(PY) -m pytest -p no:cacheprovider -n $(JOBS) --dist loadfile --nbval
@@ -57,6 +59,7 @@ setup: ## make .venv from requirements.txt, when it is missing, broken, out of d
 			{ echo "Error: $(PYTHON) is older than 3.11: give one with PYTHON=path/to/python3.11" >&2; exit 1; }; \
 		echo "Setting up $(VENV): some minutes, once." && \
 		$(PYTHON) -m venv $$clear $(VENV) && $(PIP) -r requirements.txt && $(PIP) --no-deps --editable . && \
+		$(PY) -m jupyter labextension disable --level=sys_prefix $(NEWS) >/dev/null 2>&1 && \
 		echo "$$want" > $(VENV)/stamp; \
 	fi
 

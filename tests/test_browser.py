@@ -81,7 +81,7 @@ def errors_in_the_console(browser) -> list[str]:
 
 
 def test_the_start_page_opens_and_nothing_pops_up(lab, browser):
-    browser.get(f"{lab}lab?token=t")
+    browser.get(f"{lab}?token=t")
     WebDriverWait(browser, 120).until(lambda b: "01_what_pruning_removes" in b.page_source)
     time.sleep(5)  # JupyterLab asks about its news a moment after it has opened
     assert not browser.find_elements(By.CSS_SELECTOR, ".Toastify__toast, .jp-Dialog")
