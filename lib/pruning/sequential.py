@@ -7,10 +7,10 @@ R (n, out) is what its outputs lack of the dense network's; both about their mea
 
     W <- W + D,    D = argmin |R - X D|^2 / n + (RIDGE + SHORTAGE p / n) sum_j var(X_j) |D_j|^2
 
-and W is scaled up where its outputs still vary less than the dense network's. The means' difference goes into
-the bias or the batch norm behind. At the layer that ends a residual branch, R is what the sum of branch and
-shortcut lacks, over the slope from the layer's outputs to that sum (a batch norm's, a layer scale's): so the
-error of the residual stream is made good too.
+and the means' difference goes into the bias or the batch norm behind; for a depthwise kernel that is all. At
+the layer that ends a residual branch, R is what the sum of branch and shortcut lacks, over the slope from the
+outputs to that sum (a batch norm's, a layer scale's): so the error of the residual stream is made good too.
+Neither depthwise kernels re-fitted nor deviations restored would bring EfficientNet-Lite0 nearer.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lib.common.vision import timm
-from lib.pruning.repairs import LARGEST_GAIN, Damage, repair
+from lib.pruning.repairs import Damage, repair
 from lib.pruning.sites import residual_sums
 
 ROWS = 4096  # positions that a layer is fitted on, spread over images and maps; all where there are fewer
@@ -45,14 +45,17 @@ def _sequential(damage: Damage) -> None:
     small = damage.network.requires_grad_(False)  # but for the slopes no gradient is wanted
     ends: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
 
-    def refit(
-        name: str, layer: nn.Module, inputs: Tensor, outputs: Tensor, lacking: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def refit(name: str, layer: nn.Module, inputs: Tensor, lacking: Tensor) -> tuple[Tensor, Tensor]:
         """Change a layer; returns what that adds to its outputs, and what its norm's mean adds (out,)."""
-        known, norm = _patches(layer, inputs), norms.get(name)
+        norm = norms.get(name)
         free = layer.bias is not None or norm is not None
-        change, offset = _least_squares(layer.weight, known, _rows(outputs, layer), lacking, free)
-        damage.macs += _solving_macs(known, lacking) + outputs.numel() * change[0].numel()
+        if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels:
+            change, offset = torch.zeros_like(layer.weight), lacking.mean(0) * free
+        else:
+            known = _patches(layer, inputs)
+            change, offset = _least_squares(known, lacking, free)
+            change = change.mT.reshape(layer.weight.shape)
+            damage.macs += _solving_macs(known, lacking)
         layer.weight += change
         within, behind = offset, torch.zeros_like(offset)
         if layer.bias is not None:
@@ -60,7 +63,9 @@ def _sequential(damage: Damage) -> None:
         elif norm is not None:
             within, behind = behind, within
             small.get_submodule(norm).running_mean -= behind
-        return functional_call(layer, {"weight": change, "bias": within}, (inputs,)), behind
+        moved = functional_call(layer, {"weight": change, "bias": within}, (inputs,))
+        damage.macs += moved.numel() * change[0].numel()
+        return moved, behind
 
     def at_layer(name: str, layer: nn.Module, inputs: Tensor, outputs: Tensor) -> Tensor | None:
         if name in sums:
@@ -69,7 +74,7 @@ def _sequential(damage: Damage) -> None:
         if name not in aims:
             return None  # it is called again
         with torch.no_grad():
-            moved, _ = refit(name, layer, inputs, outputs, aims.pop(name) - _rows(outputs, layer))
+            moved, _ = refit(name, layer, inputs, aims.pop(name) - _rows(outputs, layer))
             return outputs + moved
 
     def at_sum(name: str, values: Tensor) -> Tensor:
@@ -79,7 +84,7 @@ def _sequential(damage: Damage) -> None:
             slope = _by_position(gradient, layer)[0, 0]
             steep = slope.abs().clamp(min=SMALLEST_SLOPE * slope.abs().mean())
             lacking = (aims.pop(name) - _rows(values)) / torch.where(slope < 0, -steep, steep)
-            moved, behind = refit(name, layer, inputs, outputs.detach(), lacking)
+            moved, behind = refit(name, layer, inputs, lacking)
             added = slope * (_by_position(moved, layer) + behind)
             return values.detach() + _like(values, added)
 
@@ -206,16 +211,13 @@ def _patches(layer: nn.Module, inputs: Tensor) -> Tensor:
     return picked.flatten(0, 1).unflatten(1, (layer.groups, -1)).transpose(0, 1).flatten(2)
 
 
-def _least_squares(
-    weight: Tensor, known: Tensor, present: Tensor, lacking: Tensor, free: bool
-) -> tuple[Tensor, Tensor]:
-    """The change of a layer's weight and of its intercept (out,), 0 where it is not free.
+def _least_squares(known: Tensor, lacking: Tensor, free: bool) -> tuple[Tensor, Tensor]:
+    """The change (groups, p, out / groups) of a layer's weights, and of its intercept (out,) where `free`.
 
-    `known` (groups, n, p) is what the layer reads, `present` and `lacking` (n, out) what it gives and should
-    give more.
+    `known` (groups, n, p) is what the layer reads, `lacking` (n, out) what it should give more.
     """
     groups, count, width = known.shape
-    present, lacking = (rows.unflatten(1, (groups, -1)).transpose(0, 1) for rows in (present, lacking))
+    lacking = lacking.unflatten(1, (groups, -1)).transpose(0, 1)
     mean = known.mean(1, keepdim=True) * free
     centred = known - mean
     deviation = centred.square().mean(1, keepdim=True).sqrt()
@@ -224,18 +226,12 @@ def _least_squares(
     gram = scaled.mT @ scaled / count
     gram.diagonal(dim1=1, dim2=2).add_(RIDGE + SHORTAGE * width / count)
     change = torch.cholesky_solve(scaled.mT @ lacking / count, torch.linalg.cholesky(gram)) / deviation.mT
-    if free:
-        reached = present + centred @ change
-        gain = (
-            (present + lacking).std(1, keepdim=True) / reached.std(1, keepdim=True).clamp(min=1e-12)
-        ).clamp(1, LARGEST_GAIN)
-        change = gain * change + (gain - 1) * weight.reshape(groups, -1, width).mT
     offset = (lacking.mean(1, keepdim=True) - mean @ change) * free
-    return change.mT.reshape(weight.shape), offset.flatten()
+    return change, offset.flatten()
 
 
 def _solving_macs(known: Tensor, lacking: Tensor) -> int:
-    """MACs of `_least_squares`: moments, Cholesky factor, two triangular solves, outputs reached."""
+    """MACs of `_least_squares`: moments, Cholesky factor, two triangular solves."""
     groups, count, width = known.shape
     outputs = lacking.shape[1]
-    return groups * (count * width**2 + width**3 // 3) + 2 * count * width * outputs + width**2 * outputs
+    return groups * (count * width**2 + width**3 // 3) + (count + width) * width * outputs
