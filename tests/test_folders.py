@@ -79,7 +79,7 @@ def test_images_in_folders_of_a_class_are_of_that_class(tmp_path):
 def test_an_image_in_no_class_is_refused(tmp_path, part):
     folder = fill(tmp_path / "fruit", {"train": 10, "test": 4})
     Image.new("RGB", (9, 9)).save(folder / part / "0.png")
-    with pytest.raises(UserError, match=r"0\.png lies in no folder of a class"):
+    with pytest.raises(UserError, match=r"0\.png lies in no folder of a class: move it"):
         FolderSource(folder)
 
 

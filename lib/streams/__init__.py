@@ -1,7 +1,5 @@
 """Streams of transfer tasks."""
 
-from lib.streams import nevis as _nevis  # noqa: F401  registers its streams
-from lib.streams import pocket as _pocket  # noqa: F401
 from lib.streams.calibration import calibration_images
 from lib.streams.load import list_tasks, load_stream
 from lib.streams.task import Split, Stream, Task, TaskData

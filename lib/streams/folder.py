@@ -17,6 +17,7 @@ from lib.streams.task import Example, Place
 # How people call the parts.
 PARTS = {"training": "train", "val": "dev", "valid": "dev", "validation": "dev", "testing": "test"}
 PARTS |= {part: part for part in PARTS.values()}
+EXPECTED = "expected train/<class>/<image>, with dev (or val, valid, validation) and test if any"
 # What is cut from train for the parts that do not come with it.
 CUTS = {
     (): SHARES[()],
@@ -37,19 +38,16 @@ class FolderSource:
     def __init__(self, folder: Path):
         self.folder = folder
         self.folders: dict[str, Path] = {}
-        expected = (
-            f"expected {folder}/train/<class>/<image>, with dev (or val, valid, validation) and test if any"
-        )
         found = [child for child in _children(folder) if child.is_dir()]
         for child in found:
             if (part := PARTS.get(child.name.lower())) in self.folders:
-                raise UserError(f"{child} and {self.folders[part]} are both {part}: {expected}. Remove one.")
+                raise UserError(f"{child} and {self.folders[part]} are both {part}: {EXPECTED}. Remove one.")
             if part is not None:
                 self.folders[part] = child
         if "train" not in self.folders:
-            raise UserError(f"{folder} has no folder train: {expected}.")
+            raise UserError(f"{folder} has no folder train: {EXPECTED}.")
         if others := [child for child in found if child not in self.folders.values()]:
-            raise UserError(f"{shown(others[0])} is no part of a task: {expected}. Move it or remove it.")
+            raise UserError(f"{shown(others[0])} is no part of a task: {EXPECTED}. Move it or remove it.")
         self.names = _classes(self.folders["train"])
         self.num_classes = len(self.names)
         for place in self.folders.values():
@@ -68,16 +66,10 @@ class FolderSource:
         return tuple(map(shown, self.names))
 
     def content(self) -> str:
-        files = [file for part in self.folders for file, _ in self._images(part)]
-        return content_of(files, self.folder)
+        return content_of((file for part in self.folders for file, _ in self._images(part)), self.folder)
 
     def parts(self) -> Mapping[str, Sequence[Example]]:
-        parts = {
-            part: [
-                Example(shown(file), label, partial(open_file, file)) for file, label in self._images(part)
-            ]
-            for part in self.folders
-        }
+        parts = {part: list(map(_example, self._images(part))) for part in self.folders}
         whole, least = parts["train"], self.num_classes + 3 - len(self.folders)
         if len(whole) < least:
             raise UserError(
@@ -98,6 +90,10 @@ class FolderSource:
                 yield from ((file, label) for file in _files(folder, above))
 
 
+def _example(found: tuple[Path, int]) -> Example:
+    return Example(shown(found[0]), found[1], partial(open_file, found[0]))
+
+
 def shown(path: Path | str) -> str:
     """A path as text that can be written anywhere: bytes that are no UTF-8 as \\xe9."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -106,9 +102,7 @@ def shown(path: Path | str) -> str:
 def _classes(folder: Path) -> list[str]:
     for child in _children(folder):
         if child.is_file() and is_image(child):
-            raise UserError(
-                f"{shown(child)} lies in no folder of a class: expected {folder}/<class>/<image>."
-            )
+            raise UserError(f"{shown(child)} lies in no folder of a class: move it into one.")
     return [child.name for child in _children(folder) if child.is_dir()]
 
 
@@ -122,9 +116,7 @@ def _children(folder: Path) -> list[Path]:
     try:
         found = sorted(folder.iterdir(), key=natural)
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be read ({error.strerror}): expected a folder of images."
-        ) from error
+        raise UserError(f"{folder} cannot be read ({error.strerror}): make it readable.") from error
     kept = [child for child in found if child.name[0] != "." and child.name.lower() not in LEFT_BEHIND]
     for child in kept:
         if not child.exists():

@@ -19,24 +19,21 @@ class UnreadableImage(ValueError):
 
 
 @cache
-def _readable() -> set[str]:
+def _suffixes() -> set[str]:
     Image.init()
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
-def _is_unsupported(file: Path) -> bool:
-    suffix = file.suffix.lower()
-    return suffix in UNSUPPORTED and suffix not in _readable()
-
-
 def is_image(file: Path) -> bool:
     """Whether a file counts as an image: by its suffix, or where that says nothing, by its first bytes."""
-    if file.suffix.lower() in _readable() or _is_unsupported(file):
+    if file.suffix.lower() in _suffixes() | UNSUPPORTED:
         return True
     try:
         Image.open(file).close()
-    except (OSError, Image.DecompressionBombError) as error:
-        return isinstance(error, Image.DecompressionBombError)
+    except OSError:
+        return False
+    except Image.DecompressionBombError:
+        pass
     return True
 
 
@@ -44,15 +41,15 @@ def open_file(file: Path) -> Image.Image:
     """Open an image file. Raises UnreadableImage where it is empty or in no format that Pillow reads."""
     with file.open("rb") as opened:
         start = opened.read(12)
-    kind = file.suffix[1:].upper() if _is_unsupported(file) else "HEIC" if start[4:8] == b"ftyp" else "this"
-    try:
-        if not start:
-            raise UnreadableImage("the file is empty")
-        if _is_unsupported(file):
-            raise UnidentifiedImageError
-        return Image.open(file)
-    except UnidentifiedImageError as error:
-        raise UnreadableImage(f"{kind} is no format that Pillow reads: convert it to JPEG or PNG") from error
+    if not start:
+        raise UnreadableImage("the file is empty")
+    kind = file.suffix[1:].upper()
+    if file.suffix.lower() not in UNSUPPORTED - _suffixes():
+        try:
+            return Image.open(file)
+        except UnidentifiedImageError:
+            kind = "HEIC" if start[4:8] == b"ftyp" else "this"
+    raise UnreadableImage(f"{kind} is no format that Pillow reads: convert it to JPEG or PNG")
 
 
 def decode(open_image: Callable[[], Image.Image], image_size: int) -> np.ndarray:

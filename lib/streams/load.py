@@ -1,6 +1,7 @@
 """Load a stream by its name, or by the path of a stream file."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -10,12 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lib.common.errors import UserError, choose
 from lib.streams.folder import FolderSource
 from lib.streams.ingest import task_from
+from lib.streams.nevis import STREAMS as NEVIS
 from lib.streams.nevis import datasets_folder
 from lib.streams.nevis.prepared import PreparedSource
-from lib.streams.task import STREAMS, Listed, Stream
+from lib.streams.pocket import pocket
+from lib.streams.task import Listed, Stream
 from lib.streams.torchvision_sets import TorchvisionSource
 
 COLUMNS = ["name", "year", "domain", "kind", "num_classes", "available", "how"]
+# a stream's name -> its tasks, by what is written behind the name, split at slashes
+STREAMS: dict[str, Callable[..., list[Listed]]] = {"pocket": pocket, **NEVIS}
 # kind of source -> the place that a stream file in the folder `base` means by what stands behind the colon
 SOURCES = {
     "folder": lambda place, base: FolderSource.at(base / place),

@@ -159,20 +159,3 @@ class Listed:
                 return cls(name, year, domain, source.kind, source.num_classes, place.how, place.open)
         how = "; or ".join(place.how for place in places)
         return cls(name, year, domain, how=how, open=None, **otherwise)
-
-
-Lister = Callable[..., list[Listed]]
-STREAMS: dict[str, Lister] = {}
-
-
-def stream(name: str) -> Callable[[Lister], Lister]:
-    """Register the decorated function, which lists the tasks of the stream `name`.
-
-    It gets what a user writes behind the name, split at slashes, as arguments.
-    """
-
-    def register(list_tasks: Lister) -> Lister:
-        STREAMS[name] = list_tasks
-        return list_tasks
-
-    return register

@@ -51,24 +51,8 @@ LABELS: dict[str, Callable[[Any], Sequence]] = {
 }
 
 
-def _splits(argument: str, **parts: Any) -> dict[str, dict[str, Any]]:
-    return {part: {argument: value} for part, value in parts.items()}
-
-
-# What Loader.parts may say: the parts that come with the data set, and the loader's arguments for each.
-PARTS: dict[str, dict[str, dict[str, Any]]] = {
-    "all": {"train": {}},
-    "train= test=": _splits("train", train=True, test=False),
-    "train test": _splits("split", train="train", test="test"),
-    "trainval test": _splits("split", train="trainval", test="test"),
-    "train val": _splits("split", train="train", test="val"),
-    "train val test": _splits("split", train="train", dev_test="val", test="test"),
-    "train valid test": _splits("split", train="train", dev_test="valid", test="test"),
-    "image sets": _splits("image_set", train="train", dev_test="val", test="test"),
-    "image sets without test": _splits("image_set", train="train", test="val"),
-}
-
-
+TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+PARTS: dict[str, dict[str, dict[str, Any]]] = TABLE["parts"]
 NAMES = ("classes", "categories", "attr_names")  # where loaders keep the names of their classes
 
 
@@ -104,10 +88,7 @@ class Loader:
         return (part == "test" and self.test_shares) or {part: 1.0}
 
 
-LOADERS = {
-    name: Loader(**row)
-    for name, row in tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8")).items()
-}
+LOADERS = {name: Loader(**row) for name, row in TABLE["sets"].items()}
 
 
 def how_to_get(name: str, root: Path) -> str:

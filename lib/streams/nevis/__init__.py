@@ -18,7 +18,7 @@ from lib.common.paths import BUILD, folder_from
 from lib.streams.archive import ArchiveSource
 from lib.streams.folder import FolderSource
 from lib.streams.nevis.prepared import PreparedSource
-from lib.streams.task import Listed, stream
+from lib.streams.task import Listed
 from lib.streams.torchvision_sets import TorchvisionSource
 
 META_TEST_FROM = 2020  # the year from which tasks are kept for the final evaluation
@@ -99,8 +99,7 @@ def _rows(variant: str, *arguments: str) -> list[Listed]:
     return [_listed(event) for event in (_before(events) if meta_train else events)]
 
 
-for _variant in VARIANTS:
-    stream(f"nevis/{_variant}")(partial(_rows, _variant))
+STREAMS = {f"nevis/{variant}": partial(_rows, variant) for variant in VARIANTS}
 
 
 def _listed(event: Event) -> Listed:

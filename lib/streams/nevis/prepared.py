@@ -131,11 +131,10 @@ def _num_classes(metadata: Path) -> int:
         ) from error
     values = [value for name, value in steps if "PUT" not in name and name != "MEMOIZE"]
     is_metadata = any(str(value).endswith("DatasetMetaData") for value in values)
-    place = values.index("num_classes") + 1 if is_metadata and "num_classes" in values else 0
-    count = values[place] if place else None
-    if not isinstance(count, int) or isinstance(count, bool):
+    found = values[values.index("num_classes") + 1] if is_metadata and "num_classes" in values else None
+    if not isinstance(found, int):
         raise UserError(
             f"{metadata} cannot be read: expected the number of classes that dm_nevis writes; nothing of it "
             "was run."
         )
-    return count
+    return found

@@ -15,12 +15,11 @@ import pandas as pd
 from PIL import Image
 
 from lib.common.errors import UserError
-from lib.streams.task import Example, Listed, stream
+from lib.streams.task import Example, Listed
 
 POCKET = Path(__file__).parent
 
 
-@stream("pocket")
 def pocket(*arguments: str) -> list[Listed]:
     """The pocket stream in the order of its years."""
     if arguments:
