@@ -91,6 +91,7 @@ def _of_family(name: str) -> Backbone:
         return Backbone(name, body, nn.Linear(body.num_features, 10), side, (0.5,) * 3, (0.5,) * 3)
     network = load_backbone(name, pretrained=False)
     network.image_size = side
+    network.classifier = network.classifier or nn.Linear(network.feature_dim, 10)
     return network
 
 

@@ -42,6 +42,10 @@ class Backbone(nn.Module):
         super().__init__()
         self.name, self.image_size, self.mean, self.std = name, image_size, mean, std
         self.body, self.classifier = body, classifier
+        if feature_dim is None and classifier is None:
+            raise UserError(
+                f"{name} has no classifier to tell its width: give feature_dim=, as in Backbone(...)."
+            )
         self.feature_dim: int = feature_dim or classifier.in_features  # type: ignore[union-attr]
         self.head, self.fixed_size = head, fixed_size
         self.pruned = False
@@ -144,9 +148,14 @@ def load_backbone(name: str, pretrained: bool = True, weights: Path | str | None
 
 
 def weights_hash(network: nn.Module) -> str:
-    """Hash of all tensors: names, types, shapes and values."""
+    """Hash of a network's tensors: names, types, shapes and values."""
+    return tensors_hash(network.state_dict())
+
+
+def tensors_hash(tensors: dict[str, Tensor]) -> str:
+    """Hash of tensors: names, types, shapes and values."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -184,7 +193,15 @@ def load_named(network: Backbone, tensors: dict[str, Tensor], source: str) -> No
 
 
 def fit_classifier(network: Backbone, tensors: dict[str, Tensor]) -> None:
-    """Give `network` a classifier of the width that its `tensors` have, or none if they have none."""
+    """Give `network` a classifier of the width that its `tensors` have, or none if they have none.
+
+    Raises UserError for one that is not linear.
+    """
+    names = {name for name in tensors if name.startswith("classifier.")}
+    if not names <= {"classifier.weight", "classifier.bias"}:
+        raise UserError(
+            f"{network.name} takes a linear classifier or none, and not {', '.join(sorted(names))}."
+        )
     weight, own = tensors.get("classifier.weight"), network.classifier
     if weight is None:
         network.classifier = None

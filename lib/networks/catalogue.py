@@ -37,21 +37,10 @@ RESNETS_64 = {
     "resnet18eighth_64": {"block": _BASIC, "layers": (2, 2, 2, 2), "channels": (8, 16, 32, 64), "stem": 8},
 }
 LITES = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}  # pixels
-TORCHVISION = {
-    "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
-    "resnet34": "ResNet34_Weights.IMAGENET1K_V1",
-    "resnet50": "ResNet50_Weights.IMAGENET1K_V2",
-    "resnet101": "ResNet101_Weights.IMAGENET1K_V2",
-    "wide_resnet50_2": "Wide_ResNet50_2_Weights.IMAGENET1K_V2",
-    "resnext50_32x4d": "ResNeXt50_32X4D_Weights.IMAGENET1K_V2",
-    "vgg16_bn": "VGG16_BN_Weights.IMAGENET1K_V1",
-    "mobilenet_v2": "MobileNet_V2_Weights.IMAGENET1K_V2",
-    "mobilenet_v3_large": "MobileNet_V3_Large_Weights.IMAGENET1K_V2",
-    "efficientnet_b0": "EfficientNet_B0_Weights.IMAGENET1K_V1",
-    "regnet_y_400mf": "RegNet_Y_400MF_Weights.IMAGENET1K_V2",
-    "convnext_tiny": "ConvNeXt_Tiny_Weights.IMAGENET1K_V1",
-    "vit_b_16": "ViT_B_16_Weights.IMAGENET1K_V1",
-}
+TORCHVISION = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2", "resnext50_32x4d", "vgg16_bn"),
+    *("mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny", "vit_b_16"),
+)
 TIMM = ("deit_tiny_patch16_224", "deit_small_patch16_224")
 
 
@@ -133,27 +122,26 @@ def _load_from_package(network: Backbone) -> None:
 # --- torchvision: weights downloaded once into torch's hub cache -----------------------------------------
 
 
-def torchvision_network(name: str, weights: str | None = None) -> Entry:
-    """A network of torchvision's, as `torchvision:NAME` or NAME, with `weights` or the best there are."""
+def torchvision_network(name: str) -> Entry:
+    """A network of torchvision's, as `torchvision:NAME` or NAME, with the best weights that it has."""
     model = name.removeprefix("torchvision:")
     known = torchvision.models.list_models(module=torchvision.models)
     if model not in known:
         raise UserError(_unknown(name, model, known))
-    chosen = torchvision.models.get_weight(weights) if weights else _best(model)
+    best = torchvision.models.get_model_weights(model).DEFAULT
     return Entry(
-        partial(_build_torchvision, name, model, chosen), partial(_download, weights=chosen), offline=False
+        partial(_build_torchvision, name, model, best), partial(_download, weights=best), offline=False
     )
 
 
-def _best(model: str) -> torchvision.models.WeightsEnum:
-    return torchvision.models.get_model_weights(model).DEFAULT
-
-
 def _build_torchvision(name: str, model: str, weights: torchvision.models.WeightsEnum) -> Backbone:
-    network = torchvision.models.get_model(model)
     transform = weights.transforms()
-    attributes = {
-        "image_size": transform.crop_size[0],
+    side = transform.crop_size[0]
+    network = torchvision.models.get_model(
+        model, **({"image_size": side} if model.startswith("vit_") else {})
+    )
+    attributes: dict[str, Any] = {
+        "image_size": side,
         "mean": tuple(transform.mean),
         "std": tuple(transform.std),
         "fixed_size": isinstance(network, torchvision.models.VisionTransformer),
@@ -202,9 +190,9 @@ def timm_network(name: str) -> Entry:
 
 
 def _build_timm(name: str, model: str) -> Backbone:
-    network = timm.create_model(model, pretrained=False)
+    network: Any = timm.create_model(model, pretrained=False)
     about = network.pretrained_cfg
-    attributes = {
+    attributes: dict[str, Any] = {
         "image_size": about["input_size"][-1],
         "mean": about["mean"],
         "std": about["std"],
@@ -239,8 +227,8 @@ for _name in RESNETS_64:
         backbone(_name, _load_shipped, offline=True)(partial(build_resnet_64, _name))
 for _name in LITES:
     backbone(_name, _load_from_package, offline=True)(partial(_build_lite, _name))
-for _name, _weights in TORCHVISION.items():
-    register(_name, torchvision_network(_name, _weights))
+for _name in TORCHVISION:
+    register(_name, torchvision_network(_name))
 for _name in TIMM:
     register(_name, timm_network(_name))
 LIBRARIES.update(torchvision=torchvision_network, timm=timm_network)

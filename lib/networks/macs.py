@@ -1,20 +1,26 @@
 """MACs of forward and training, counted a layer at a time.
 
 One MAC is one multiplication and addition, two FLOPs. Convolutions, linear layers and attention are counted;
-norms, activations and pooling are not.
+norms, activations and pooling are not. Any other product is an error.
 """
 
-import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
+from lib.common.errors import UserError
 from lib.common.vision import timm
+from lib.networks.copies import meta_copy
 
 # torchvision's transformers and timm's: the first holds its linear layers' weights itself.
 _ATTENTION = (nn.MultiheadAttention, timm.layers.Attention)
+_COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *_ATTENTION)
 _IMAGES = 2  # batch norms in training mode refuse a single value a channel
 
 
@@ -36,18 +42,29 @@ def count_macs(network: nn.Module, image_size: int) -> dict[str, LayerMacs]:
 
     The weight gradient costs as much as the forward pass where the weight is trainable, the input
     gradient as much again where anything upstream is. Runs on a copy of meta tensors: nothing is computed.
+    Raises UserError for a network that multiplies elsewhere, such as in attention of another kind.
     """
     layers: dict[str, LayerMacs] = {}
-    twin = _on_meta(network)
+    twin = meta_copy(network)
+    seen = _Products()
     for name, module in twin.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear, *_ATTENTION)):
+        module.register_forward_pre_hook(partial(seen.enter, name))
+        if isinstance(module, _COUNTED):
             module.register_forward_hook(partial(_record, layers, name))
         elif isinstance(module, nn.BatchNorm2d):
             # They count for nothing here, and on meta tensors they would take most of the time.
             module.forward = partial(_scaled_alone, module)
+        module.register_forward_hook(seen.leave)
     dtype = next(twin.parameters()).dtype
-    with torch.enable_grad():
+    with torch.enable_grad(), seen:
         twin(torch.empty(_IMAGES, 3, image_size, image_size, device="meta", dtype=dtype))
+    for name, macs in seen.macs.items():
+        if macs > _IMAGES * (layers[name].forward if name in layers else 0):
+            raise UserError(
+                f"{name or 'The network'} ({type(twin.get_submodule(name)).__name__}) computes MACs that are "
+                "not counted: expected convolutions, linear layers and attention as torchvision or timm have "
+                "it. Use a network of the families in README.md."
+            )
     return layers
 
 
@@ -61,14 +78,29 @@ def training_macs(network: nn.Module, image_size: int) -> int:
     return sum(layer.training for layer in count_macs(network, image_size).values())
 
 
-def _on_meta(network: nn.Module) -> nn.Module:
-    """A copy of the modules whose tensors have shapes and no values."""
-    tensors = {
-        id(parameter): nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-        for parameter in network.parameters()
-    }
-    tensors.update({id(buffer): buffer.to("meta") for buffer in network.buffers()})
-    return copy.deepcopy(network, tensors)
+class _Products(TorchDispatchMode):
+    """MACs of all matrix products and convolutions that run, by the innermost module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs: dict[str, int] = {}
+        self._running = [""]
+
+    def enter(self, name: str, module: nn.Module, inputs: object) -> None:
+        self._running.append(name)
+
+    def leave(self, module: nn.Module, inputs: object, output: object) -> None:
+        self._running.pop()
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        output = func(*args, **(kwargs or {}))
+        flops: Callable[..., int] | None = flop_registry.get(func._overloadpacket)
+        if flops is not None:
+            name = self._running[-1]
+            self.macs[name] = self.macs.get(name, 0) + flops(*args, **(kwargs or {}), out_val=output) // 2
+        return output
 
 
 def _record(

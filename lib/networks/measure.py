@@ -1,25 +1,30 @@
 """How near a pruned network stays to the dense one, before any training."""
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.benchmark import Timer
 
 from lib.common.errors import UserError
 from lib.networks.backbone import Backbone, normalised
+from lib.networks.copies import evaluating, plain_copy
 
 
-@torch.inference_mode()
-def fidelity(dense: Backbone, pruned: Backbone, images: Tensor) -> float:
-    """Mean cosine of the two networks' representations of `images`, centred on the dense mean.
+def fidelity(dense: nn.Module, pruned: nn.Module, images: Tensor) -> float:
+    """Mean cosine of the two networks' representations of normalised `images`, centred on the dense mean.
 
-    1 is untouched, 0 is unrelated.
+    1 is untouched, 0 is unrelated. Raises UserError for images that the dense network does not tell apart.
     """
-    expected, found = dense(images), pruned(images)
-    centre = expected.mean(0)
-    return F.cosine_similarity(expected - centre, found - centre).mean().item()
+    with evaluating(dense, pruned):
+        expected, found = dense(images), pruned(images)
+    directions = expected - expected.mean(0)
+    if not directions.norm() > 1e-5 * expected.norm():  # also where either is NaN
+        raise UserError(
+            f"Fidelity cannot compare {len(images)} image(s) whose representations are alike or not finite: "
+            "expected two or more that differ."
+        )
+    return F.cosine_similarity(directions, found - expected.mean(0)).mean().item()
 
 
 def distance_to_pretraining(network: Backbone, images: Tensor) -> float:
@@ -29,28 +34,31 @@ def distance_to_pretraining(network: Backbone, images: Tensor) -> float:
     two normal distributions a channel, averaged over channels and then over layers. No pretraining image is
     needed. Only networks with batch norms have it; raises UserError for another.
     """
-    norms = [module for module in network.body.modules() if isinstance(module, nn.BatchNorm2d)]
-    if not norms:
-        raise UserError(f"{network.name} has no batch norms: expected a network that has, such as a ResNet.")
+    norms = [module for module in network.body.modules() if isinstance(module, _BatchNorm)]
+    if not norms or any(norm.running_var is None for norm in norms):
+        raise UserError(
+            f"{network.name} has no batch norms with running statistics: expected a network that has, such "
+            "as a ResNet."
+        )
     sums = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms}
 
-    def add(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+    def add(norm: _BatchNorm, inputs: tuple[Tensor]) -> None:
         values = inputs[0].double().transpose(0, 1).flatten(1)
         counts = torch.full((len(values),), values.shape[1], dtype=torch.float64)
         sums[norm] += torch.stack([counts, values.sum(1), values.square().sum(1)])
 
     handles = [norm.register_forward_pre_hook(add) for norm in norms]
     try:
-        with torch.inference_mode():
+        with evaluating(network):
             for batch in images.split(50):
-                network.eval()(normalised(batch.permute(0, 3, 1, 2), network))
+                network(normalised(batch.permute(0, 3, 1, 2), network))
     finally:
         for handle in handles:
             handle.remove()
     return sum(_divergence(norm, *sums[norm]).mean().item() for norm in norms) / len(norms)
 
 
-def _divergence(norm: nn.BatchNorm2d, count: Tensor, total: Tensor, squares: Tensor) -> Tensor:
+def _divergence(norm: _BatchNorm, count: Tensor, total: Tensor, squares: Tensor) -> Tensor:
     """KL(N(here) || N(running)) of every channel."""
     mean = total / count
     variance = (squares / count - mean.square()).clamp(min=0) + norm.eps
@@ -72,7 +80,7 @@ def measure_latency(
     kind = torch.device(device).type
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={device} is not here: this torch sees no GPU. Use device='cpu'.")
-    runner = copy.deepcopy(network).to(device, memory_format=torch.channels_last).eval()
+    runner = plain_copy(network).to(device).to(memory_format=torch.channels_last).eval()
     images = torch.zeros(batch_size, 3, image_size, image_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     timer = Timer("runner(images)", globals=locals(), num_threads=torch.get_num_threads())

@@ -13,6 +13,8 @@ from lib.common.errors import UserError
 from lib.pruning.sites import Consumer, Site
 from lib.pruning.statistics import Moments, expected_activation, ridge
 
+SMALLEST = 1e-30  # what is divided by, so that nothing of nothing is nothing
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -63,14 +65,17 @@ def sensitivity(network: nn.Module, site: Site) -> float:
         sum(network.get_submodule(name).weight.square().sum().item() for name in norms)
         for norms in (site.branch, site.residual)
     )
-    return (own / residual) ** 1.5 if site.branch else 1.0
+    return (own / max(residual, SMALLEST)) ** 1.5 if site.branch else 1.0
+
+
+Score = Callable[[Evidence], Tensor]
 
 
 @dataclass(frozen=True)
 class Criterion:
     """A criterion, whether it needs images, and whether its scores compare across sites as they are."""
 
-    score: Callable[[Evidence], Tensor]
+    score: Score
     needs_images: bool
     comparable: bool
 
@@ -78,12 +83,10 @@ class Criterion:
 CRITERIA: dict[str, Criterion] = {}
 
 
-def criterion(
-    name: str, needs_images: bool = False, comparable: bool = False
-) -> Callable[[Callable[[Evidence], Tensor]], Callable[[Evidence], Tensor]]:
+def criterion(name: str, needs_images: bool = False, comparable: bool = False) -> Callable[[Score], Score]:
     """Register the decorated function as the criterion `name`."""
 
-    def register(score: Callable[[Evidence], Tensor]) -> Callable[[Evidence], Tensor]:
+    def register(score: Score) -> Score:
         CRITERIA[name] = Criterion(score, needs_images, comparable)
         return score
 
@@ -97,10 +100,15 @@ def score_filters(evidence: Evidence, name: str) -> Tensor:
     Scores that are not comparable across sites are given as multiples of the site's mean.
     """
     scores = CRITERIA[name].score(evidence).double()
+    if not scores.isfinite().all():
+        raise UserError(
+            f"criterion={name!r} gives {evidence.site.name} scores that are not finite: expected a network "
+            "with finite weights."
+        )
     unit = evidence.site.unit
     if unit > 1:
         scores = scores.unflatten(0, (-1, unit)).mean(1).repeat_interleave(unit)
-    return scores if CRITERIA[name].comparable else scores / scores.mean().clamp(min=1e-30)
+    return scores if CRITERIA[name].comparable else scores / scores.mean().clamp(min=SMALLEST)
 
 
 @criterion("activation", comparable=True)
@@ -112,7 +120,8 @@ def _activation(evidence: Evidence) -> Tensor:
     shares = []
     for consumer in site.consumers:
         norms = normed_weights(network, consumer).square().sum((0, 2))
-        shares.append(norms / output_variance(network, consumer, norms @ deviation.square()))
+        variance = output_variance(network, consumer, norms @ deviation.square())
+        shares.append(norms / variance.clamp(min=SMALLEST))
     return deviation.square() * torch.stack(shares).mean(0) * sensitivity(network, site)
 
 
@@ -146,7 +155,7 @@ def _eliminate(weight: Tensor, covariance: Tensor) -> Tensor:
     channel i costs |w_i|^2 / P_ii; without it, W is W - w_i P_i / P_ii, and P is P - P_i' P_i / P_ii.
     """
     width = len(covariance)
-    variance = torch.einsum("oct,cd,odt->", weight, covariance, weight).clamp(min=1e-30)
+    variance = torch.einsum("oct,cd,odt->", weight, covariance, weight).clamp(min=SMALLEST)
     precision = torch.linalg.inv(ridge(covariance, ELIMINATION_RIDGE))
     weight = weight.transpose(1, 2).flatten(0, 1).clone()  # (out * taps, C)
     losses = torch.full((width,), torch.inf, dtype=weight.dtype)
@@ -154,7 +163,7 @@ def _eliminate(weight: Tensor, covariance: Tensor) -> Tensor:
     together, highest = -(-width // ROUNDS), 0.0
     while left := int(alive.sum()):
         # A round chooses on the likeliest channels' small matrices, then changes the whole ones at once.
-        loss = weight.square().sum(0) / precision.diagonal().clamp(min=1e-30)
+        loss = weight.square().sum(0) / precision.diagonal().clamp(min=SMALLEST)
         likely = torch.where(alive, loss, torch.inf).topk(min(2 * together, left), largest=False).indices
         gram, small = weight[:, likely].T @ weight[:, likely], precision[likely][:, likely]
         order, costs = _greedy_round(gram, small, min(together, left))
@@ -177,7 +186,7 @@ def _greedy_round(gram: Tensor, precision: Tensor, count: int) -> tuple[list[int
     order: list[int] = []
     costs: list[float] = []
     for _ in range(count):
-        cost = gram.diagonal() / precision.diagonal().clamp(min=1e-30)
+        cost = gram.diagonal() / precision.diagonal().clamp(min=SMALLEST)
         cost[order] = torch.inf
         pick = int(cost.argmin())
         order.append(pick)
@@ -233,7 +242,7 @@ def _lamp(evidence: Evidence) -> Tensor:
     (Lee et al., Layer-adaptive sparsity for magnitude-based pruning, 2021)."""
     squares = evidence.filters.square().sum(1)
     ascending = squares.sort()
-    no_smaller = ascending.values.flip(0).cumsum(0).flip(0)
+    no_smaller = ascending.values.flip(0).cumsum(0).flip(0).clamp(min=SMALLEST)
     return torch.empty_like(squares).scatter(0, ascending.indices, ascending.values / no_smaller)
 
 

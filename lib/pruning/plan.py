@@ -2,12 +2,15 @@
 
 import copy
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import prod
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from pydantic import TypeAdapter
@@ -16,13 +19,14 @@ from torch import Tensor, nn
 
 from lib.common.errors import UserError, choose
 from lib.common.files import save_tensors
-from lib.networks.backbone import Backbone, fit_classifier, load_backbone, weights_hash
+from lib.networks.backbone import Backbone, fit_classifier, load_backbone, tensors_hash
+from lib.networks.copies import plain_copy, unwrapped, without_hooks
 from lib.networks.macs import count_macs, forward_macs
 from lib.networks.measure import measure_latency
 from lib.pruning.allocation import SCOPES, Allocation, Counts, Ranked, Target, meet_latency, meet_macs
 from lib.pruning.criteria import CRITERIA, Evidence, elimination_macs, score_filters
 from lib.pruning.repairs import REPAIRS, Damage, solving_macs
-from lib.pruning.sites import GRANULARITIES, Site, find_sites, width_of
+from lib.pruning.sites import GRANULARITIES, Site, find_sites, undeclared_layers, width_of
 from lib.pruning.statistics import Moments, reader_moments, reestimate_norms, synthetic_images
 from lib.pruning.surgery import keep_channels, mask_channels
 
@@ -47,10 +51,6 @@ class Request:
         choose("scope", self.scope, SCOPES)
         choose("granularity", self.granularity, GRANULARITIES)
         choose("repair", self.repair, REPAIRS)
-        if self.round_to < 1:
-            raise UserError(
-                f"round_to={self.round_to} is out of range: expected a whole number of 1 or more."
-            )
 
     @property
     def looks_at(self) -> list[str]:
@@ -70,23 +70,33 @@ class SiteSize:
     macs_after: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PruningPlan(Request):
     """Which filters of which network stay, and how the removal is repaired.
 
-    `kept` maps a site's name to the ascending indices of the filters that stay. `calibration_macs` is what
-    criterion and repair computed on images, to be charged to a budget; `seconds` is how long planning
-    took. `corrections` holds the tensors of the pruned network that the repair changed.
+    `kept` maps a site's name to the ascending indices of the filters that stay; `reach` is the share of the
+    network's MACs in layers that a site belongs to. `calibration_macs` is what criterion and repair computed
+    on images, to be charged to a budget; `seconds` is how long planning took. `corrections` holds the tensors
+    of the pruned network that the repair changed.
     """
 
     backbone: str
     ratio: float
     kept: dict[str, list[int]]
     sites: dict[str, SiteSize]
+    reach: float = 1.0
     target: Target | None = None
     calibration_macs: int = 0
     seconds: float = field(default=0.0, compare=False)
-    corrections: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    corrections: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def __repr__(self) -> str:
+        table, how = self.table(), ", ".join([self.criterion, self.scope, self.granularity, self.repair])
+        return (
+            f"{self.backbone}: {table['after'].sum()} of {table['before'].sum()} filters stay ({how}); the "
+            f"layers of the {len(table)} sites hold {self.reach:.0%} of the MACs\n"
+            f"{table.to_string(index=False, max_rows=6)}"
+        )
 
     def table(self) -> pd.DataFrame:
         """One row per site: filters and MACs before and after, and the count `wanted` before rounding.
@@ -100,9 +110,10 @@ class PruningPlan(Request):
     def apply(self, network: Backbone) -> Backbone:
         """A new, physically smaller network; `network` is untouched.
 
-        Raises UserError for another network than the dense one that was planned for.
+        Masks and parametrisations become weights; modes, hooks and types stay. Raises UserError for another
+        network than the dense one that was planned for.
         """
-        small = copy.deepcopy(network)
+        small = plain_copy(_backbone(network))
         remove(small, self)
         tensors = small.state_dict()
         with torch.no_grad():
@@ -111,13 +122,49 @@ class PruningPlan(Request):
         return small
 
     def save(self, small: Backbone, folder: Path | str) -> None:
-        """Write the network that `apply` gave, and the plan with it, to one file in `folder`."""
+        """Write the network that `apply` gave, and the plan with it, to one file in `folder`.
+
+        It may have been trained since, and may have a linear classifier of its own. Raises UserError for a
+        network that `load_pruned` could not rebuild.
+        """
+        small = plain_copy(_backbone(small))
+        tensors = small.state_dict()
+        try:
+            _rebuilt(self, tensors)
+        except (UserError, RuntimeError) as error:
+            raise UserError(
+                f"This {small.name} cannot be saved, for it could not be loaded again: expected what apply "
+                f"gave for a network that load_backbone knows, its classifier linear or None ({error})."
+            ) from error
         plan = _STORED.dump_json(self, exclude={"corrections"}).decode()
-        about = {"plan": plan, "weights": weights_hash(small)}
-        save_tensors(small.state_dict(), Path(folder) / FILE, about)
+        save_tensors(tensors, Path(folder) / FILE, {"plan": plan, "weights": tensors_hash(tensors)})
 
 
 _STORED = TypeAdapter(PruningPlan)
+
+
+def _rebuilt(plan: PruningPlan, tensors: dict[str, Tensor]) -> Backbone:
+    """The network of `plan`, by its ordinary constructor, with these tensors."""
+    with torch.random.fork_rng(devices=[]):
+        small = load_backbone(plan.backbone, pretrained=False)
+    remove(small, plan)
+    fit_classifier(small, tensors)
+    for name, own in (*small.named_parameters(), *small.named_buffers()):
+        own.data = own.data.to(tensors[name].dtype if name in tensors else own.dtype)
+    small.load_state_dict(tensors)
+    return small
+
+
+def _backbone(network: nn.Module) -> Backbone:
+    """The backbone inside whatever wraps it."""
+    network = unwrapped(network)
+    if not isinstance(network, Backbone):
+        raise UserError(
+            f"{type(network).__name__} is no Backbone: expected load_backbone('timm:NAME', weights=FILE), "
+            "or 'torchvision:NAME', or Backbone(name, body, classifier, image_size, mean, std) with a body "
+            "that ends in the representation."
+        )
+    return network
 
 
 def remove(network: Backbone, plan: PruningPlan) -> None:
@@ -155,13 +202,9 @@ def load_pruned(folder: Path | str) -> Backbone:
         with safe_open(file, "pt") as opened:
             about = opened.metadata()
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a dict
-        plan = _STORED.validate_json(about["plan"])
-        small = load_backbone(plan.backbone, pretrained=False)
-        remove(small, plan)
-        fit_classifier(small, tensors)
-        small.load_state_dict(tensors)
-        if weights_hash(small) != about["weights"]:
+        if tensors_hash(tensors) != about["weights"]:
             raise ValueError("its weights are not those that were saved")
+        small = _rebuilt(_STORED.validate_json(about["plan"]), tensors)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{folder} holds no pruned network that can be loaded: expected {FILE} as written by "
@@ -179,7 +222,7 @@ def plan_pruning(
     granularity: str = Request.granularity,
     repair: str = Request.repair,
     round_to: int = Request.round_to,
-    images: Tensor | None = None,
+    images: Tensor | np.ndarray | None = None,
     seed: int = Request.seed,
     target_macs: float | None = None,
     target_latency_ms: float | None = None,
@@ -194,20 +237,26 @@ def plan_pruning(
     plan); `target_macs`, the forward MACs of one image at `image_size` (default: the network's own); or
     `target_latency_ms`, the milliseconds of one forward pass of `batch_size` images on `device` in
     `precision`. `images` (normalised, (N, 3, H, W)) are for the criteria and repairs that need them.
-    `seed` matters to what is drawn: the criterion `random` and synthetic images.
+    `seed` matters to what is drawn: the criterion `random` and synthetic images. The network may be in any
+    mode and type, on any device, wrapped (DataParallel, torch.compile), hooked or masked; it is left alone.
 
     Raises UserError for unknown names, numbers out of range, missing images, an undeclared architecture, a
     network that is pruned already, or a request that would remove nothing.
     """
     began = time.monotonic()
     request = Request(
-        criterion=criterion, scope=scope, granularity=granularity, repair=repair, round_to=round_to, seed=seed
+        criterion=criterion,
+        scope=scope,
+        granularity=granularity,
+        repair=repair,
+        round_to=_whole("round_to", round_to, 1),
+        seed=_whole("seed", seed, 0),
     )
-    _check_amount(ratio=ratio, target_macs=target_macs, target_latency_ms=target_latency_ms)
-    _check_images(images, request.looks_at if ratio != 0 else [])
-    if network.pruned:
-        raise UserError(f"This {network.name} is pruned already: plan for the dense network.")
-    image_size = image_size or network.image_size
+    given, amount = _amount(ratio=ratio, target_macs=target_macs, target_latency_ms=target_latency_ms)
+    nothing = given == "ratio" and amount == 0
+    network = _ready(network)
+    images = _checked(images, [] if nothing else request.looks_at, next(network.parameters()).dtype)
+    image_size = network.image_size if image_size is None else _whole("image_size", image_size, 1)
     sites = find_sites(network, granularity)
     macs = _SiteMacs(network, sites, image_size)
     plan = PruningPlan(
@@ -215,66 +264,104 @@ def plan_pruning(
         ratio=0.0,
         kept={name: list(range(width)) for name, width in zip(macs.names, macs.widths, strict=True)},
         sites=macs.sizes(macs.widths, macs.widths),
+        reach=macs.reach,
         **vars(request),
     )
-    if ratio == 0:
+    if nothing:
         return plan
-
-    work = _Calibration(network, sites, image_size, seed)
-    allocation = Allocation(work.ranked(criterion, images), scope, round_to)
+    if missed := undeclared_layers(network):
+        warnings.warn(
+            f"{len(missed)} layers of {network.name} are in no declared block, such as {missed[0].name}: the "
+            f"filters that can be removed reach {macs.reach:.0%} of its MACs.",
+            stacklevel=2,
+        )
+    work = _Calibration(network, sites, image_size, request.seed)
+    allocation = Allocation(work.ranked(criterion, images), scope, request.round_to)
 
     def keeping(counts: Counts) -> PruningPlan:
         kept = dict(zip(plan.kept, allocation.kept(counts), strict=True))
         return replace(plan, kept=kept)
 
     def milliseconds(counts: Counts) -> float:
-        return measure_latency(keeping(counts).apply(network), image_size, device, batch_size, precision)
+        batch = _whole("batch_size", batch_size, 1)
+        return measure_latency(keeping(counts).apply(network), image_size, device, batch, precision)
 
     target = None
-    if target_macs is not None:
-        ratio, counts, target = meet_macs(target_macs, allocation, macs.total)
-    elif target_latency_ms is not None:
-        ratio, counts, target = meet_latency(target_latency_ms, allocation, milliseconds)
+    if given == "target_macs":
+        amount, counts, target = meet_macs(amount, allocation, macs.total)
+    elif given == "target_latency_ms":
+        amount, counts, target = meet_latency(amount, allocation, milliseconds)
     else:
-        assert ratio is not None  # one of the three was given
-        counts = allocation.counts(ratio)
+        counts = allocation.counts(amount)
     if counts == macs.widths:
         raise UserError(
-            f"ratio={ratio:g} removes no filter once the widths {sorted(set(counts))} are rounded to "
+            f"ratio={amount:g} removes no filter once the widths {sorted(set(counts))} are rounded to "
             f"multiples of {round_to}: choose a larger ratio or a smaller round_to."
         )
-    wanted = [share * width for share, width in zip(allocation.shares(ratio), macs.widths, strict=True)]
-    plan = replace(keeping(counts), ratio=ratio, sites=macs.sizes(wanted, counts), target=target)
+    wanted = [share * width for share, width in zip(allocation.shares(amount), macs.widths, strict=True)]
+    plan = replace(keeping(counts), ratio=amount, sites=macs.sizes(wanted, counts), target=target)
     corrections = work.corrections(plan, images)
     return replace(
         plan, calibration_macs=work.macs, corrections=corrections, seconds=time.monotonic() - began
     )
 
 
-def _check_amount(**amounts: float | None) -> None:
+def _amount(**amounts: float | None) -> tuple[str, float]:
+    """The one amount that is given."""
     given = {name: value for name, value in amounts.items() if value is not None}
     if len(given) != 1:
         raise UserError(
             f"plan_pruning was given {' and '.join(given) or 'no amount'}: expected exactly one of "
             f"{', '.join(amounts)}."
         )
-    if not 0 <= given.get("ratio", 0) < 1:
-        raise UserError(
-            f"ratio={given['ratio']} is out of range: expected a share in 0 <= ratio < 1, such as 0.5."
-        )
+    ((name, value),) = given.items()
+    if not isinstance(value, Real):
+        raise UserError(f"{name}={value!r} is no number: expected one, such as ratio=0.5.")
+    if name == "ratio" and not 0 <= value < 1:
+        raise UserError(f"ratio={value} is out of range: expected a share in 0 <= ratio < 1, such as 0.5.")
+    return name, float(value)
 
 
-def _check_images(images: Tensor | None, hungry: list[str]) -> None:
-    if images is None and hungry:
+def _whole(name: str, value: int, least: int) -> int:
+    if not isinstance(value, Integral) or value < least:
+        raise UserError(f"{name}={value!r} is out of range: expected a whole number of {least} or more.")
+    return int(value)
+
+
+def _ready(network: nn.Module) -> Backbone:
+    """A copy to plan on: plain, dense, in eval mode, on the CPU, in a type that can be solved in."""
+    network = _backbone(network)
+    if network.pruned:
+        raise UserError(f"This {network.name} is pruned already: plan for the dense network.")
+    if any(tensor.is_meta for tensor in network.state_dict().values()):
+        raise UserError(f"This {network.name} has no weights, it is on torch's meta device: load some first.")
+    dense = without_hooks(plain_copy(network)).cpu().eval()
+    return dense if {tensor.dtype for tensor in dense.parameters()} == {torch.float64} else dense.float()
+
+
+def _checked(images: Tensor | np.ndarray | None, hungry: list[str], dtype: torch.dtype) -> Tensor | None:
+    """The images as the network takes them."""
+    if images is None:
+        if hungry:
+            raise UserError(
+                f"{' and '.join(hungry)} works on images and none were given: give images= (normalised, "
+                "(N, 3, H, W)), or choose one that is data-free."
+            )
+        return None
+    taken = torch.tensor(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images
+    if not isinstance(taken, Tensor):
+        raise UserError(f"images are a {type(images).__name__}: expected a tensor or an array (N, 3, H, W).")
+    shape = tuple(taken.shape)
+    square = len(shape) == 4 and shape[0] > 0 and shape[1] == 3 and shape[2] == shape[3] > 0
+    if not square or not taken.is_floating_point():
         raise UserError(
-            f"{' and '.join(hungry)} works on images and none were given: give images= (normalised, "
-            "(N, 3, H, W)), or choose one that is data-free."
+            f"images are {taken.dtype} of shape {shape}: expected normalised floats (N, 3, H, W), square, as "
+            "lib.networks.backbone.normalised(images, network) gives them."
         )
-    if images is not None and (images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point()):
-        raise UserError(
-            f"images are {images.dtype} of shape {tuple(images.shape)}: expected normalised floats "
-            "(N, 3, H, W)."
-        )
+    taken = taken.detach().to("cpu", dtype)
+    if not taken.isfinite().all():
+        raise UserError("images hold values that are not finite: expected normalised photographs.")
+    return taken
 
 
 class _SiteMacs:
@@ -293,6 +380,8 @@ class _SiteMacs:
         for place, members in enumerate(self.members):
             for name in members:
                 self.sites_of.setdefault(name, []).append(place)
+        reached = sum(macs for name, macs in self.layers.items() if name in self.sites_of)
+        self.reach = reached / sum(self.layers.values())
 
     def _layer(self, name: str, counts: Counts) -> int:
         places = self.sites_of.get(name, [])
@@ -331,7 +420,8 @@ class _Calibration:
         if kind != "synthetic":
             return self.network, images
         # Batch norms bring each channel back to the mean and deviation that it has on photographs.
-        images = synthetic_images(count, self.image_size, self.seed)
+        dtype = next(self.network.parameters()).dtype
+        images = synthetic_images(count, self.image_size, self.seed).to(dtype)
         network = copy.deepcopy(self.network)
         reestimate_norms(network, images)
         self._pass(network, images)
@@ -347,7 +437,7 @@ class _Calibration:
 
     def ranked(self, criterion: str, images: Tensor | None) -> list[Ranked]:
         """The scores of every site's filters."""
-        inputs: dict[str, Moments] = {}
+        inputs = {}
         if CRITERIA[criterion].needs_images:
             inputs = self._moments("images", images)
             for site in self.sites:
@@ -364,9 +454,23 @@ class _Calibration:
         """The tensors of the pruned network that the plan's repair changes."""
         if plan.repair == "none":
             return {}
+        try:
+            found = (self._of_cut if REPAIRS[plan.repair].cut else self._of_masked)(plan, images)
+        except torch.linalg.LinAlgError as error:
+            raise UserError(
+                f"repair={plan.repair!r} cannot be solved ({error}): give other images."
+            ) from error
+        for name, value in found.items():
+            if not value.isfinite().all():
+                raise UserError(
+                    f"repair={plan.repair!r} leads to values that are not finite in {name}: expected finite "
+                    "weights, and images normalised as the network's are."
+                )
+        return found
+
+    def _of_masked(self, plan: PruningPlan, images: Tensor | None) -> dict[str, Tensor]:
+        """The same of a repair that works on a dense copy whose removed channels are masked."""
         repair = REPAIRS[plan.repair]
-        if repair.cut:
-            return self._corrections_of_cut(plan, images)
         masked = copy.deepcopy(self.network)
         kept = {name: torch.tensor(indices) for name, indices in plan.kept.items()}
         damage = Damage(masked, self.sites, kept)
@@ -389,7 +493,7 @@ class _Calibration:
         after = masked.state_dict()
         return {name: after[name].clone() for name in changed}
 
-    def _corrections_of_cut(self, plan: PruningPlan, images: Tensor | None) -> dict[str, Tensor]:
+    def _of_cut(self, plan: PruningPlan, images: Tensor | None) -> dict[str, Tensor]:
         """The same of a repair that works on the pruned network itself."""
         repair = REPAIRS[plan.repair]
         dense, images = self._looked_at(repair.needs, images, MORE_SYNTHETIC_IMAGES)

@@ -44,6 +44,9 @@ class Damage:
         return gone.nonzero().flatten()
 
 
+Correct = Callable[[Damage], None]
+
+
 @dataclass(frozen=True)
 class Repair:
     """A repair, and what it looks at: "nothing", "images" or "synthetic" ones.
@@ -52,7 +55,7 @@ class Repair:
     weights of readers, or of both where it works on the network that is `cut`.
     """
 
-    correct: Callable[[Damage], None]
+    correct: Correct
     needs: str
     solves: bool
     cut: bool
@@ -63,10 +66,10 @@ REPAIRS: dict[str, Repair] = {}
 
 def repair(
     name: str, needs: str = "nothing", solves: bool = False, cut: bool = False
-) -> Callable[[Callable[[Damage], None]], Callable[[Damage], None]]:
+) -> Callable[[Correct], Correct]:
     """Register the decorated function as the repair `name`."""
 
-    def register(correct: Callable[[Damage], None]) -> Callable[[Damage], None]:
+    def register(correct: Correct) -> Correct:
         REPAIRS[name] = Repair(correct, needs, solves, cut)
         return correct
 

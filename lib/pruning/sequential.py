@@ -24,7 +24,7 @@ from torch.func import functional_call
 
 from lib.common.vision import timm
 from lib.pruning.repairs import Damage, repair
-from lib.pruning.sites import residual_sums
+from lib.pruning.sites import BATCH_NORMS, residual_sums
 
 ROWS = 4096  # positions that a layer is fitted on, spread over images and maps; all where there are fewer
 RIDGE = 0.01
@@ -82,8 +82,11 @@ def _sequential(damage: Damage) -> None:
         gradient = torch.autograd.grad(values.sum(), outputs)[0]
         with torch.no_grad():
             slope = _by_position(gradient, layer)[0, 0]
+            aim = aims.pop(name)
+            if not slope.any():
+                return values.detach()  # a norm that closes the branch: nothing in it can help
             steep = slope.abs().clamp(min=SMALLEST_SLOPE * slope.abs().mean())
-            lacking = (aims.pop(name) - _rows(values)) / torch.where(slope < 0, -steep, steep)
+            lacking = (aim - _rows(values)) / torch.where(slope < 0, -steep, steep)
             moved, behind = refit(name, layer, inputs, lacking)
             added = slope * (_by_position(moved, layer) + behind)
             return values.detach() + _like(values, added)
@@ -119,7 +122,7 @@ def _dense_rows(
 
     with ExitStack() as hooks, _watched(dense, sums, at_layer, at_sum):
         for name, module in dense.named_modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, BATCH_NORMS):
                 hooks.enter_context(module.register_forward_pre_hook(partial(at_norm, name)))
         dense(images)
     return rows, norms

@@ -8,7 +8,7 @@ granularity `channel`. Nothing is traced: lib/pruning/blocks.py declares each bl
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -19,6 +19,10 @@ from lib.common.vision import timm, torchvision
 from lib.pruning.blocks import BLOCKS, STEMS, Block
 
 GRANULARITIES = ("filter", "channel")
+BATCH_NORMS = (
+    *(nn.BatchNorm2d, nn.SyncBatchNorm),
+    *(torchvision.ops.FrozenBatchNorm2d, timm.layers.FrozenBatchNormAct2d),
+)
 
 
 class Layer(NamedTuple):
@@ -36,8 +40,20 @@ class Consumer:
     norm: str | None
 
 
-@dataclass(frozen=True)
-class Site:
+@dataclass(frozen=True, kw_only=True)
+class Path:
+    """What channels pass through between two mixing layers, by module names."""
+
+    squeezes: tuple[Consumer, ...] = ()
+    expands: tuple[str, ...] = ()
+    carriers: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
+    activation: str | None = None
+    unit: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site(Path):
     """Module names, relative to the network, of one place where filters can be removed.
 
     The channels' values before the `activation` are the sum of what `norms` give (one batch norm inside a
@@ -47,15 +63,9 @@ class Site:
     sum is the residual stream behind it; both are empty where there are none.
     """
 
-    producers: tuple[str, ...]
-    carriers: tuple[str, ...]
-    squeezes: tuple[Consumer, ...]
-    expands: tuple[str, ...]
-    consumers: tuple[Consumer, ...]
-    norms: tuple[str, ...]
-    activation: str | None
-    unit: int
     kind: str
+    producers: tuple[str, ...] = ()
+    consumers: tuple[Consumer, ...] = ()
     input_norm: str | None = None
     branch: tuple[str, ...] = ()
     residual: tuple[str, ...] = ()
@@ -89,11 +99,6 @@ def find_sites(network: nn.Module, granularity: str = "filter") -> list[Site]:
     choose("granularity", granularity, GRANULARITIES)
     label = getattr(network, "name", type(network).__name__)
     chains = list(_chains(network).values())
-    if not chains:
-        raise UserError(
-            f"{label} has no block whose filters can be removed: expected one of the families declared in "
-            "lib/pruning/blocks.py. docs/extending.md tells how to declare another."
-        )
     stem = _stem(network)
     sites: list[Site] = []
     residual = _norms(stem.written()) if stem else ()
@@ -101,14 +106,21 @@ def find_sites(network: nn.Module, granularity: str = "filter") -> list[Site]:
         written = _norms(chain.written())
         residual = (*residual, *written) if chain.adds_its_input else written
         sites += chain.inner_sites(residual)
-    if granularity == "filter":
-        return sites
-    if stem is None and not any(type(module) in STEMS for module in network.modules()):
+    if granularity == "channel" and chains:
+        if stem is None and not any(type(module) in STEMS for module in network.modules()):
+            raise UserError(
+                f"{label} offers no granularity 'channel': expected a convolutional network whose residual "
+                "stream is written through batch norms. Choose granularity='filter'."
+            )
+        sites += _residual_streams(network, stem, chains)
+    if not sites:
+        kinds = sorted({chain.kind for chain in chains})
         raise UserError(
-            f"{label} offers no granularity 'channel': expected a convolutional network whose residual "
-            "stream is written through batch norms. Choose granularity='filter'."
+            f"{label} has no filters that can be removed, 0 % of its MACs are in reach: expected blocks that "
+            "lib/pruning/blocks.py declares, with filters inside, and found "
+            f"{' and '.join(kinds) or 'none'}. docs/extending.md tells how to declare another."
         )
-    return sites + _residual_streams(stem, chains)
+    return sites
 
 
 def residual_sums(network: nn.Module) -> dict[str, tuple[str, bool]]:
@@ -159,7 +171,12 @@ def _is_mixing(module: nn.Module) -> bool:
 
 def _layers_in(name: str, module: nn.Module) -> Iterator[Layer]:
     """The layers in a module, in the order of the forward pass, a fused norm and activation as two."""
-    if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
+    if isinstance(module, (*BATCH_NORMS, nn.LayerNorm)):
+        if module.weight is None or getattr(module, "running_var", module.weight) is None:
+            raise UserError(
+                f"{name} has no scale, or keeps no running statistics: expected norms with affine=True and "
+                "track_running_stats=True, which tell what their channels carry. Train it with those."
+            )
         yield Layer(name, module)
         for part in ("drop", "act"):  # timm's norms carry their activation
             if hasattr(module, part):
@@ -226,26 +243,21 @@ class _Chain:
         """Sites between one mixing layer of the branch and the next."""
         layers, mixing = self.branch.layers, self.branch.mixing
         for place, (first, last) in enumerate(pairwise(mixing)):
-            path = _Path.through(layers[first + 1 : last])
+            path = _path_through(layers[first + 1 : last])
             before = layers[first - 1] if first else None
             yield Site(
+                **{**vars(path), "norms": path.norms[-1:]},
                 producers=(layers[first].name,),
-                carriers=path.carriers,
-                squeezes=path.squeezes,
-                expands=path.expands,
                 consumers=(self.branch.consumer(last),),
-                norms=path.norms[-1:],
-                activation=path.activation,
-                unit=path.unit,
                 kind=f"{self.kind} {place}",
                 input_norm=before.name if before and isinstance(before.module, nn.LayerNorm) else None,
                 branch=_norms(self.written())[:1],
                 residual=residual,
             )
 
-    def opening(self) -> "_Path":
+    def opening(self) -> Path:
         """What the residual stream passes through before the branch's first mixing layer."""
-        return _Path.through(self.branch.layers[: self.branch.mixing[0]])
+        return _path_through(self.branch.layers[: self.branch.mixing[0]])
 
     def read(self) -> list[Consumer]:
         """The layers that use the residual stream."""
@@ -256,34 +268,25 @@ class _Chain:
         return [row.last for row in self.rows]
 
 
-@dataclass(frozen=True)
-class _Path:
-    """What channels pass through between two mixing layers."""
-
-    squeezes: tuple[Consumer, ...]
-    expands: tuple[str, ...]
-    carriers: tuple[str, ...]
-    norms: tuple[str, ...]
-    activation: str | None
-    unit: int
-
-    @classmethod
-    def through(cls, layers: list[Layer]) -> "_Path":
-        excites = [(n, *_SQUEEZE_EXCITES[type(m)]) for n, m in layers if type(m) in _SQUEEZE_EXCITES]
-        carriers = [layer for layer in layers if isinstance(layer.module, (nn.BatchNorm2d, nn.Conv2d))]
-        grouped = [module for _, module in carriers if isinstance(module, nn.Conv2d)]
-        return cls(
-            squeezes=tuple(Consumer(f"{name}.{squeeze}", None) for name, squeeze, _ in excites),
-            expands=tuple(f"{name}.{expand}" for name, _, expand in excites),
-            carriers=tuple(layer.name for layer in carriers),
-            norms=_batch_norms(layers),
-            activation=next(reversed(_activations(layers)), None),
-            unit=math.lcm(1, *(conv.out_channels // conv.groups for conv in grouped)),
-        )
+def _path_through(layers: list[Layer]) -> Path:
+    for name, module in layers:
+        if isinstance(module, nn.LayerNorm):
+            raise UserError(f"{name} normalises over the channels that would go: expected none in a branch.")
+    excites = [(n, *_SQUEEZE_EXCITES[type(m)]) for n, m in layers if type(m) in _SQUEEZE_EXCITES]
+    carriers = [layer for layer in layers if isinstance(layer.module, (*BATCH_NORMS, nn.Conv2d))]
+    grouped = [module for _, module in carriers if isinstance(module, nn.Conv2d)]
+    return Path(
+        squeezes=tuple(Consumer(f"{name}.{squeeze}", None) for name, squeeze, _ in excites),
+        expands=tuple(f"{name}.{expand}" for name, _, expand in excites),
+        carriers=tuple(layer.name for layer in carriers),
+        norms=_batch_norms(layers),
+        activation=next(reversed(_activations(layers)), None),
+        unit=math.lcm(1, *(conv.out_channels // conv.groups for conv in grouped)),
+    )
 
 
 def _batch_norms(layers: list[Layer]) -> tuple[str, ...]:
-    return tuple(layer.name for layer in layers if isinstance(layer.module, nn.BatchNorm2d))
+    return tuple(layer.name for layer in layers if isinstance(layer.module, BATCH_NORMS))
 
 
 def _activations(layers: list[Layer]) -> tuple[str, ...]:
@@ -297,55 +300,71 @@ def _norms(writers: list[Consumer]) -> tuple[str, ...]:
 # --- residual streams -------------------------------------------------------------------------------
 
 
-@dataclass
-class _Residual:
-    """The residual stream of a stage while it is followed from block to block."""
-
-    activation: str | None
-    writers: list[Consumer]
-    carriers: list[str] = field(default_factory=list)
-    squeezes: list[Consumer] = field(default_factory=list)
-    expands: list[str] = field(default_factory=list)
-    consumers: list[Consumer] = field(default_factory=list)
-
-    def site(self) -> Site:
-        norms = _norms(self.writers)
-        return Site(
-            producers=tuple(writer.name for writer in self.writers),
-            carriers=(*norms, *self.carriers),
-            squeezes=tuple(self.squeezes),
-            expands=tuple(self.expands),
-            consumers=tuple(self.consumers),
-            norms=norms,
-            activation=self.activation,
-            unit=1,
-            kind="residual stream",
-        )
-
-
 def _stem(network: nn.Module) -> _Chain | None:
     """What writes the first residual stream, where the network's kind is declared to have one."""
     for name, module in network.named_modules():
-        if (layers := STEMS.get(type(module))) is not None:
-            return _Chain(network, name, Block(layers, skip=False))
+        if modules := STEMS.get(type(module)):
+            return _Chain(network, name, Block(modules, skip=False))
     return None
 
 
-def _residual_streams(stem: _Chain | None, chains: list[_Chain]) -> list[Site]:
+def undeclared_layers(network: nn.Module) -> list[Layer]:
+    """Mixing layers before the last declared block that neither a block nor the stem accounts for.
+
+    None where the residual stream does not run through convolutions, as in ConvNeXt and transformers.
+    """
+    stem = _stem(network)
+    if stem is None:
+        return []
+    blocks = tuple(f"{name}." for name, module in network.named_modules() if type(module) in BLOCKS)
+    known = {layer.name for layer in stem.branch.layers}
+    mixing = [
+        Layer(name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
+    ]
+    last = max((place for place, layer in enumerate(mixing) if layer.name.startswith(blocks)), default=0)
+    return [layer for layer in mixing[:last] if not layer.name.startswith(blocks) and layer.name not in known]
+
+
+def _residual_streams(network: nn.Module, stem: _Chain | None, chains: list[_Chain]) -> list[Site]:
     """The residual stream of every stage but the last, whose width is the representation's."""
     if stem is None:
         return []
-    current = _Residual(stem.final_activation, stem.written())
-    finished = []
+    for layer in undeclared_layers(network):
+        raise UserError(
+            f"{layer.name} of {getattr(network, 'name', 'this network')} is in no declared block: expected "
+            "those of lib/pruning/blocks.py alone between the stem and the last one. Choose "
+            "granularity='filter', which says what share of the MACs it reaches."
+        )
+    finished, current = [], _opened(stem)
     for chain in chains:
-        opening = chain.opening()
-        current.carriers += opening.carriers
-        current.squeezes += opening.squeezes
-        current.expands += opening.expands
-        current.consumers += chain.read()
+        passed = chain.opening()
+        current = replace(
+            current,
+            carriers=(*current.carriers, *passed.carriers),
+            squeezes=(*current.squeezes, *passed.squeezes),
+            expands=(*current.expands, *passed.expands),
+            consumers=(*current.consumers, *chain.read()),
+        )
         if chain.adds_its_input:
-            current.writers += chain.written()
+            current = _written(current, chain.written())
         else:
             finished.append(current)
-            current = _Residual(chain.final_activation, chain.written())
-    return [stream.site() for stream in finished]
+            current = _opened(chain)
+    return finished
+
+
+def _opened(chain: _Chain) -> Site:
+    """A residual stream that `chain` is the first to write."""
+    return _written(Site(kind="residual stream", activation=chain.final_activation), chain.written())
+
+
+def _written(stream: Site, writers: list[Consumer]) -> Site:
+    norms = _norms(writers)
+    return replace(
+        stream,
+        producers=(*stream.producers, *(writer.name for writer in writers)),
+        carriers=(*stream.carriers, *norms),
+        norms=(*stream.norms, *norms),
+    )

@@ -5,6 +5,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lib.common.errors import UserError
 from lib.pruning.sites import Site
@@ -63,19 +64,30 @@ def reader_moments(network: nn.Module, sites: list[Site], images: Tensor) -> dic
     finally:
         for handle in handles:
             handle.remove()
+    for name, moments in found.items():
+        if not moments.rows.isfinite().all():
+            raise UserError(
+                f"The images lead to values that are not finite at {name}: expected images normalised as the "
+                "network's are, and finite weights."
+            )
     return found
 
 
 @torch.no_grad()
 def reestimate_norms(network: nn.Module, images: Tensor) -> None:
     """Set batch norms' statistics, in place, to those of normalised images (N, 3, H, W), in one pass."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain average of what it sees
         norm.train()
-    network(images)
+    try:
+        network(images)
+    except ValueError as error:  # a batch norm that sees one value per channel
+        raise UserError(
+            f"{len(images)} image(s) of {images.shape[-1]} px are too few to estimate norms from: give more."
+        ) from error
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
@@ -150,10 +162,11 @@ def _before_activation(network: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
             "looks at weights alone, such as 'l1', and repair='none'."
         )
     norm, producer = network.get_submodule(site.input_norm), network.get_submodule(site.name)
-    mean = producer.weight @ norm.bias
+    weight = producer.weight.flatten(1)  # ConvNeXt's may be a 1x1 convolution
+    mean = weight @ norm.bias
     if producer.bias is not None:
         mean = mean + producer.bias
-    return mean, (producer.weight * norm.weight).norm(dim=1)
+    return mean, (weight * norm.weight).norm(dim=1)
 
 
 def _gate(excite: nn.Module, mean: Tensor, squeeze: str) -> Tensor:

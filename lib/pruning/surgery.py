@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lib.pruning.sites import Site, width_of
+from lib.pruning.sites import BATCH_NORMS, Site, width_of
 
 
 def keep_channels(network: nn.Module, site: Site, kept: Tensor) -> None:
@@ -28,12 +28,10 @@ def mask_channels(network: nn.Module, site: Site, kept: Tensor) -> list[Removabl
 
 
 def _keep_outputs(module: nn.Module, kept: Tensor) -> None:
-    module.weight = _sliced(module.weight, kept)
-    if module.bias is not None:
-        module.bias = _sliced(module.bias, kept)
-    if isinstance(module, nn.BatchNorm2d):
-        module.running_mean = module.running_mean[kept].clone()
-        module.running_var = module.running_var[kept].clone()
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if getattr(module, name, None) is not None:
+            setattr(module, name, _sliced(getattr(module, name), kept))
+    if isinstance(module, BATCH_NORMS):
         module.num_features = len(kept)
     elif isinstance(module, nn.Linear):
         module.out_features = len(kept)
@@ -52,8 +50,9 @@ def _keep_inputs(module: nn.Module, kept: Tensor) -> None:
         module.in_channels = len(kept)
 
 
-def _sliced(parameter: nn.Parameter, kept: Tensor, dim: int = 0) -> nn.Parameter:
-    data = parameter.detach().index_select(dim, kept.to(parameter.device))
-    if data.ndim == 4 and parameter.is_contiguous(memory_format=torch.channels_last):
+def _sliced(tensor: Tensor, kept: Tensor, dim: int = 0) -> Tensor:
+    """The `kept` slices of a parameter or a buffer, as one of the same kind."""
+    data = tensor.detach().index_select(dim, kept.to(tensor.device))
+    if data.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         data = data.contiguous(memory_format=torch.channels_last)
-    return nn.Parameter(data, requires_grad=parameter.requires_grad)
+    return nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
