@@ -174,6 +174,9 @@ def test_a_number_changed_in_what_is_generated_is_caught(committed):
 def test_smoke_verifies_the_code_and_leaves_the_rest(committed, capsys):
     verify.main("smoke")
     printed = capsys.readouterr().out
+    assert f"what {paper.PINNED} pins" in printed
+    for arm in verify.from_changed_trees():
+        assert f"{arm}, " in printed or f"{arm} were measured by code with changes" in printed
     code = sum(one.estimator not in OF_RECORDS for one in load_claims())
     assert f"smoke: {len(load_claims()) - code} not measured here, {code} reproduced." in printed
 
@@ -217,3 +220,15 @@ def test_records_of_other_budgets_than_listed_are_caught(committed, monkeypatch)
     assert verify.unlike_their_arms() == ["dense"]
     with pytest.raises(UserError, match=r"The records of dense were not measured with what profiles\.toml"):
         verify.main("smoke")
+
+
+@pytest.mark.parametrize(
+    "field", [{"calibration_images": 32}, {"scope": "global"}, {"reference": "resnet50@64"}]
+)
+def test_records_of_other_fields_than_a_run_would_have_are_caught(monkeypatch, field):
+    """Also one that the profile does not list and RunSpec fills in."""
+    listed = arms_of("paper")
+    monkeypatch.setattr(
+        verify, "arms_of", lambda _: {"dense": listed["dense"] | field, "small": listed["small"]}
+    )
+    assert verify.unlike_their_arms() == ["dense"]
