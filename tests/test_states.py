@@ -459,14 +459,23 @@ def test_a_network_of_which_some_blocks_are_declared_says_what_it_reaches():
         plan_pruning(network, 0.5, granularity="channel", image_size=64)
 
 
+def test_a_grouped_convolution_that_widens_carries_no_residual_stream():
+    network = load_backbone("timm:mobilenet_edgetpu_v2_xs", pretrained=False)
+    assert plan_pruning(network, 0.5, "l1", repair="none", image_size=64).kept
+    with pytest.raises(UserError, match=r"body\.blocks\.\S+conv_exp is a Conv2d that mixes or multiplies"):
+        plan_pruning(network, 0.5, granularity="channel", image_size=64)
+
+
 @pytest.mark.parametrize("name", ["timm:ghostnet_100", "timm:lcnet_050", "timm:mobilenetv4_conv_small"])
 def test_a_network_without_filters_in_reach_is_refused_by_name(name):
     with pytest.raises(UserError, match=f"{name} has no filters that can be removed, 0 % of its MACs"):
         plan_pruning(load_backbone(name, pretrained=False), 0.5)
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
-@pytest.mark.parametrize("repair", ["mean", "fold", "least_squares_synthetic"])
+@pytest.mark.parametrize(
+    ("criterion", "repair"),
+    [*((name, "mean") for name in CRITERIA), *(("activation", name) for name in REPAIRS)],
+)
 @torch.no_grad()
 def test_convnext_with_convolutions_in_its_mlp_is_pruned_by_every_recipe(criterion, repair):
     network = random_backbone("timm:convnext_atto")

@@ -270,8 +270,13 @@ class _Chain:
 
 def _path_through(layers: list[Layer]) -> Path:
     for name, module in layers:
-        if isinstance(module, nn.LayerNorm):
-            raise UserError(f"{name} normalises over the channels that would go: expected none in a branch.")
+        widens = isinstance(module, nn.Conv2d) and module.in_channels != module.out_channels
+        if widens or isinstance(module, nn.LayerNorm):
+            raise UserError(
+                f"{name} is a {type(module).__name__} that mixes or multiplies the channels that would go: "
+                "expected batch norms, activations, squeeze-excite and grouped convolutions of one width there. "
+                "Choose another network, or granularity='filter'."
+            )
     excites = [(n, *_SQUEEZE_EXCITES[type(m)]) for n, m in layers if type(m) in _SQUEEZE_EXCITES]
     carriers = [layer for layer in layers if isinstance(layer.module, (*BATCH_NORMS, nn.Conv2d))]
     grouped = [module for _, module in carriers if isinstance(module, nn.Conv2d)]
