@@ -302,6 +302,12 @@ def test_few_unreadable_images_are_left_out_and_named(cache):
     assert len(left_out) == 10 and left_out[3] == "train 3 (broken data stream)"
 
 
+def test_a_class_whose_images_cannot_be_read_is_an_error(cache):
+    with pytest.raises(UserError, match="no training image of class 'grey 0'"):
+        read(Pictures(count=20, classes=20, broken=1))
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
 def test_many_unreadable_images_are_an_error_and_leave_nothing(cache):
     with pytest.raises(
         UserError, match=r"11 of 120 images of the task 'pictures'.*train 0 \(broken data stream\)"

@@ -98,7 +98,7 @@ def _opened(folder: Path) -> TaskData:
 def _ingest(source: Source, name: str, image_size: int, folder: Path) -> None:
     found = source.parts()
     parts = {part: found.get(part, ()) for part in PARTS}
-    _check_classes(name, source, parts)
+    _check_classes(name, source, parts["train"])
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     unreadable: list[str] = []
     try:
@@ -107,6 +107,7 @@ def _ingest(source: Source, name: str, image_size: int, folder: Path) -> None:
             for part, examples in parts.items()
         }
         _check_images(name, kept, unreadable)
+        _check_classes(name, source, kept["train"])
         for part, examples in kept.items():
             np.save(temporary / f"{part}-labels.npy", _labels(examples, source))
         sums = {file.name: _digest(file) for file in sorted(temporary.glob("*.npy"))}
@@ -155,12 +156,12 @@ def _labels(examples: list[Example], source: Source) -> np.ndarray:
     return tags
 
 
-def _check_classes(name: str, source: Source, parts: dict[str, Sequence[Example]]) -> None:
+def _check_classes(name: str, source: Source, train: Sequence[Example]) -> None:
     if source.num_classes < 2:
         raise UserError(
             f"The task {name!r} has {source.num_classes} class: expected two or more to tell apart."
         )
-    seen = {label for example in parts["train"] for label in example.labels}
+    seen = {label for example in train for label in example.labels}
     missing = sorted(set(range(source.num_classes)) - seen)
     if missing and source.every_class_trains:
         raise UserError(
