@@ -184,6 +184,14 @@ def test_turned_as_the_exif_says(format, orientation):
     assert min(sides, key=sides.get) == dark_side.get(orientation, "bottom")
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_white_may_be_zero(bits):
+    """Pillow inverts 8 bits when it writes and when it reads such a file, and 16 bits never."""
+    values = RAMP if bits == 8 else ramp(np.uint16, 65535)[:, ::-1]
+    encoded = png(Image.fromarray(values), format="TIFF", tiffinfo={262: 0})
+    assert np.abs(decode(opened(encoded), 64)[..., 0].astype(int) - RAMP).max() <= 1
+
+
 REFUSED = {
     "not a number": (tiff(np.full((4, 4), np.nan, np.float32)), "from nan to nan: expected 0 to 1, 255"),
     "some not a number": (tiff(np.array([[0, np.nan]], np.float32)), "its values go from nan"),

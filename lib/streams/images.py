@@ -66,8 +66,7 @@ def decode(open_image: Callable[[], Image.Image], image_size: int) -> np.ndarray
             if image.format == "JPEG":
                 # A large one is decoded at half its size or less.
                 image.draft(None, (2 * image_size, 2 * image_size))
-            is_deep = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
-            image = _rgb(ImageOps.exif_transpose(image), is_deep)
+            image = _rgb(image)
         if image.size != (image_size, image_size):
             image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
         return np.asarray(image)
@@ -77,9 +76,13 @@ def decode(open_image: Callable[[], Image.Image], image_size: int) -> np.ndarray
         raise UnreadableImage(str(error) or type(error).__name__) from error
 
 
-def _rgb(image: Image.Image, is_deep: bool) -> Image.Image:
+def _rgb(image: Image.Image) -> Image.Image:
+    is_deep = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+    white_is_zero = getattr(image, "tag_v2", {}).get(262) == 0  # which Pillow mends up to 8 bits only
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+        grey = Image.fromarray(_eight_bits(np.asarray(image)))
+        return (ImageOps.invert(grey) if white_is_zero else grey).convert("RGB")
     # Of 16 bits a channel, Pillow keeps the upper 8.
     if is_deep and 0 < np.asarray(image.convert("RGB")).max() < 16:
         raise UnreadableImage("it uses no more than 12 of its 16 bits: scale its values to 8 bits")
