@@ -16,6 +16,7 @@ from helpers import Counter, few_images
 from sklearn.linear_model import Ridge, RidgeCV
 from test_runs import ONE_TASK, PRUNED, TASKS, assert_same_records, killed_run, start_run
 
+from lib.learning import search as search_module
 from lib.learning.engine import Engine
 from lib.learning.job import Job
 from lib.learning.learners import LEARNERS, PRETRAINED, Learnt, neighbours_error
@@ -290,6 +291,35 @@ def test_a_search_is_charged_and_leaves_half_of_the_budget(small, clothes, monke
         runs = {2: 2, 5: 5 + 2, 8: 8 + 4 + 2}[trials]
         assert counter.seen == runs * 64
     assert 1e-4 <= recipe.learning_rate <= 1e-1 and 0 <= recipe.label_smoothing <= 0.3
+
+
+def proposals(monkeypatch, small, clothes, error_of_rate) -> list[float]:
+    """The learning rates that a search of six tries on its first rung, if errors depend on them as given."""
+    rates = []
+
+    def tried(network, train, ledger, recipe, engine, *, seed) -> int:
+        rates.append(recipe.learning_rate)
+        return 1
+
+    monkeypatch.setattr(search_module, "fine_tune", tried)
+    monkeypatch.setattr(search_module, "error_of", lambda *_: error_of_rate(rates[-1]))
+    search(TaskNetwork(small, 10), job_of(small, clothes, 10**13, trials=6), rule())
+    return rates[:6]
+
+
+def test_a_search_learns_from_the_first_trial_on(small, clothes, monkeypatch):
+    """With a study's usual ten random proposals, opposite results would lead to the same proposals."""
+    falls = proposals(monkeypatch, small, clothes, lambda rate: 0.5 - np.log10(rate) / 10)
+    rises = proposals(monkeypatch, small, clothes, lambda rate: 0.5 + np.log10(rate) / 10)
+    assert falls[0] == rises[0] == rule().learning_rate
+    assert len(set(falls) & set(rises)) <= 2  # the second trial has one result to go by
+    assert np.log10(falls[2:]).mean() > np.log10(rises[2:]).mean()
+
+
+def test_a_rule_outside_of_what_is_searched_is_a_trial_too(small, clothes, monkeypatch):
+    job = job_of(small, clothes, 1600 * training_macs(TaskNetwork(small, 10), 64), trials=2)
+    recipe, _ = search(TaskNetwork(small, 10), job, Recipe(1e-7))
+    assert recipe.learning_rate == 1e-7 or 1e-4 <= recipe.learning_rate <= 1e-1
 
 
 def test_a_search_finds_better_than_a_bad_rule_and_repeats_itself(small, clothes):

@@ -1,32 +1,42 @@
 """Runs: equal compute, records that repeat bit for bit, kills, full disks and bad specs."""
 
+import importlib.util
 import inspect
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import nbformat
 import numpy as np
+import optuna
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import plain_plan
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 from pandas.testing import assert_frame_equal
 from PIL import Image
+from pyarrow import dataset
 
 from lib.common.errors import UserError
 from lib.common.paths import ROOT
 from lib.learning.learners import LEARNERS
 from lib.learning.training import TaskNetwork, error_of
-from lib.networks.backbone import list_backbones, load_backbone
+from lib.networks import backbone as backbones
+from lib.networks.backbone import Backbone, backbone, list_backbones, load_backbone
 from lib.networks.macs import forward_macs, training_macs
-from lib.pruning import plan_pruning
+from lib.pruning import criteria, plan_pruning
 from lib.pruning.criteria import CRITERIA
 from lib.pruning.repairs import REPAIRS
 from lib.runs import run as runs
@@ -388,6 +398,133 @@ def test_other_weights_are_another_run(tmp_path):
     assert run_folder(RunSpec(**fields | {"weights": tmp_path / "a.pth"}), tmp_path) != folders[0]
 
 
+def own_backbone(name: str, file: Path) -> None:
+    """Register a network whose weights are read from a file, as docs/extending.md shows it."""
+
+    def read(network: Backbone) -> None:
+        network.load_state_dict(torch.load(file, weights_only=True))
+
+    @backbone(name, read, offline=True)
+    def build() -> Backbone:
+        return load_backbone("resnet18half_64", pretrained=False)
+
+
+def test_a_backbone_of_one_s_own_whose_file_is_replaced_runs_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "_BACKBONES", dict(backbones._BACKBONES))
+    errors = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        torch.save(load_backbone("resnet18half_64", pretrained=False).state_dict(), tmp_path / "my.pth")
+        own_backbone("mine", tmp_path / "my.pth")
+        spec = RunSpec(**ONE_TASK | {"backbone": "mine", "learner": "probe", "budgets": [2]})
+        errors.append(saved_predictions_of(spec, tmp_path))
+    assert not np.array_equal(*errors)
+
+
+def saved_predictions_of(spec: RunSpec, out: Path) -> np.ndarray:
+    run_stream(spec, out)
+    (arrays,) = saved_predictions(spec, out).values()
+    return arrays["logits_test"]
+
+
+def test_a_criterion_of_one_s_own_that_is_changed_runs_anew(tmp_path):
+    def first(evidence: criteria.Evidence) -> torch.Tensor:
+        return torch.arange(2.0)
+
+    def second(evidence: criteria.Evidence) -> torch.Tensor:
+        return torch.arange(3.0)
+
+    folders = []
+    try:
+        for score in (first, second):
+            criteria.criterion("mine")(score)
+            folders.append(run_folder(RunSpec(**ONE_TASK | {"criterion": "mine"}), tmp_path))
+    finally:
+        CRITERIA.pop("mine", None)
+    assert folders[0] != folders[1]
+
+
+def global_state() -> list:
+    """What a process shares that a run might touch."""
+    warned = [str(one) for one in warnings.filters]
+    rng = [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()]
+    modes = [torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()]
+    return [*modes, rng, warned, optuna.logging.get_verbosity(), os.getcwd(), dict(os.environ)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"learner": "probe"}, {"trials": 2, "learning_rate": None, "budgets": [8]}, {"pretrained": False}],
+    ids=str,
+)
+def test_a_run_leaves_the_process_as_it_was(change, tmp_path):
+    """Threads, random states, warnings and Optuna's words."""
+    torch.set_num_threads(2)
+    torch.manual_seed(5)
+    before = global_state()
+    run_stream(RunSpec(**ONE_TASK | change), tmp_path)
+    assert global_state() == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write"):
+        run_stream(RunSpec(**ONE_TASK | change), tmp_path / "file")
+    assert global_state() == before
+
+
+def test_committed_and_new_records_are_one_table_to_every_reader(pruned, pruned_out):
+    """One schema, types by column and not by value: no reader has to guess."""
+    files = sorted(records_file("paper", "dense").parent.glob("*.parquet"))
+    (new,) = pruned_out.glob("*/records.parquet")
+    schemas = {file: pq.read_schema(file).remove_metadata() for file in (new, *files)}
+    for file, schema in schemas.items():
+        assert schema.equals(schemas[new]), file.name
+        assert not any(pa.types.is_null(kind) for kind in schema.types)
+    together = pd.read_parquet([new, *files])
+    assert len(together) == len(pruned) + sum(pq.read_metadata(file).num_rows for file in files)
+    table = dataset.dataset([str(file) for file in files]).to_table()
+    assert table.num_rows == len(together) - len(pruned)
+    for reader in ("polars", "duckdb"):
+        if importlib.util.find_spec(reader):
+            found = importlib.import_module(reader).read_parquet([str(file) for file in files])
+            assert len(found) == table.num_rows
+
+
+NUMBERS = [name for name, kind in RunSpec.__annotations__.items() if re.search("int|float", str(kind))]
+NO_NUMBERS = [True, False, "1", "0.5", b"1", 1j, {}, {"a": 1}, [], [True], ["1"], [[1]], object, -1]
+NO_NUMBERS += [float("nan"), float("inf"), -float("inf"), 10**400, -(10**30), np.bool_(True), np.str_("1")]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=repr)
+@pytest.mark.parametrize("field", NUMBERS)
+def test_what_is_no_number_of_a_field_is_refused_in_one_sentence(field, value):
+    with pytest.raises(UserError) as error:
+        RunSpec(**ONE_TASK | {field: value})
+    assert field in str(error.value) and "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+@pytest.mark.parametrize("wrap", [int, float, np.int64, np.int8, np.float32, np.array, torch.tensor], ids=str)
+def test_a_number_is_the_same_whatever_it_comes_from(wrap):
+    whole = {"seed": 3, "threads": 2, "round_to": 4, "train_images": 64, "image_size": 96, "trials": 1}
+    fields = {**ONE_TASK, **whole, "learning_rate": 2.0, "ratio": 0.0}
+    found = RunSpec(**{**fields, **{name: wrap(fields[name]) for name in (*whole, "learning_rate", "ratio")}})
+    assert found == RunSpec(**fields)
+    assert json.dumps(found.model_dump()) == json.dumps(RunSpec(**fields).model_dump())
+
+
+@pytest.mark.parametrize("wrap", [list, tuple, np.array, pd.Series, torch.tensor], ids=str)
+def test_budgets_may_come_in_any_sequence(wrap):
+    assert RunSpec(**ONE_TASK | {"budgets": wrap([0.25, 2.0])}).budgets == [0.25, 2.0]
+    assert RunSpec(**ONE_TASK | {"budgets": [np.int64(1), np.float32(2)]}).budgets == [1.0, 2.0]
+
+
+HUGE = {"budgets": [1e300], "seed": 10**30, "threads": 10**6, "round_to": 10**6, "train_images": 10**30}
+
+
+@pytest.mark.parametrize(("field", "value"), HUGE.items())
+def test_what_no_run_could_end_with_is_refused(field, value):
+    with pytest.raises(UserError, match=field):
+        RunSpec(**ONE_TASK | {field: value})
+
+
 @pytest.mark.parametrize("learner", ["independent", "previous"])
 def test_runs_of_other_budgets_share_what_is_done_and_both_are_right(learner, tmp_path):
     """One after the other, at once, and after one of them was killed."""
@@ -512,7 +649,7 @@ BAD = [
     ({"reference": "alexnet@64"}, "reference='alexnet@64'", "network@pixels"),
     ({"reference": "resnet50@big"}, "reference='resnet50@big'", "network@pixels"),
     ({"reference": "resnet50@0"}, "reference='resnet50@0'", "network@pixels"),
-    ({"precision": "fp8"}, "precision='fp8'", "fp32|bf16"),
+    ({"precision": "fp8"}, "precision='fp8'", "fp32, bf16"),
     ({"threads": 0}, "threads=0", "greater than or equal to 1"),
     ({"device": "toaster"}, "device='toaster'", "cpu"),
     ({"trials": 2}, "trials=2", "exclude each other"),
@@ -525,6 +662,7 @@ BAD = [
     ({"evaluation_images": 0}, "evaluation_images=0", "greater than or equal to 1"),
     ({"round_to": 0}, "round_to=0", "greater than or equal to 1"),
     ({"seed": -1}, "seed=-1", "greater than or equal to 0"),
+    ({"weights": "nowhere.pth"}, "weights='nowhere.pth'", "path of a checkpoint"),
     ({"ratio": 1e-4}, "0.0001", "larger ratio"),
 ]
 
@@ -553,6 +691,21 @@ def test_the_notebook_s_parameters_are_those_of_a_spec_with_its_defaults():
     assert found.keys() == RunSpec.model_fields.keys()
     for name, field in RunSpec.model_fields.items():
         assert field.is_required() or found[name] == field.default, name
+
+
+@pytest.mark.parametrize("how", ["injected", "typed"])
+def test_the_notebook_refuses_a_misspelt_parameter_however_it_is_run(how):
+    """In a cell after the parameters, where papermill puts it, and among them."""
+    notebook = nbformat.read(ROOT / "notebooks" / "experiment.ipynb", 4)
+    place = [cell.metadata.get("tags") for cell in notebook.cells].index(["parameters"])
+    if how == "injected":
+        notebook.cells.insert(place + 1, nbformat.v4.new_code_cell("# Parameters\nraito = 0.9\n"))
+    else:
+        notebook.cells[place].source += "\nraito = 0.9"
+    resources = {"metadata": {"path": str(ROOT / "notebooks")}}
+    with pytest.raises(CellExecutionError, match="Unknown field 'raito' in RunSpec: expected") as error:
+        NotebookClient(notebook, kernel_name="python3", resources=resources).execute()
+    assert error.value.ename == "UserError"
 
 
 @pytest.mark.parametrize("field", ["backbone", "ratio", "budgets"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lib.common import paths
+from lib.common.errors import UserError
 from lib.runs import profiles, stamps
 from lib.runs.profiles import arms_of, write_stamps
 from lib.runs.spec import RunSpec
@@ -329,3 +330,103 @@ def test_a_seed_of_an_arm_differs_in_the_seed_alone_and_budgets_are_added_in_ord
     arms = arms_of("paper")
     assert arms["channel_90-seed1"] == {**arms["channel_90"], "seed": 1, "budgets": arms["l1_50"]["budgets"]}
     assert arms["channel_90"]["budgets"] == [*arms["l1_50"]["budgets"], 4.0, 8.0]
+
+
+# --- profiles that users write --------------------------------------------------------------------
+
+FAMILY = """
+[old.common]
+backbone = "resnet18half_64"
+budgets = [0.5]
+seed = 1
+[old.arms]
+dense = { ratio = 0.0 }
+[old.seeds]
+dense = [7]
+
+[child]
+extends = "old"
+[child.common]
+budgets = [1.0]
+[child.arms]
+half = { ratio = 0.5 }
+
+[grandchild]
+extends = "child"
+[grandchild.common]
+image_size = 32
+[grandchild.more]
+most = { ratio = 0.75, seed = 3 }
+[grandchild.long]
+half = [4.0, 0.25, 1.0]
+"""
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Write the profiles file that is then looked at."""
+    monkeypatch.setattr(profiles, "PROFILES", tmp_path / "profiles.toml")
+    return (tmp_path / "profiles.toml").write_text
+
+
+def test_a_profile_has_what_the_one_that_it_extends_has_and_so_on(written):
+    written(FAMILY)
+    shared = {"backbone": "resnet18half_64", "seed": 1, "budgets": [1.0], "image_size": 32}
+    assert arms_of("grandchild") == {
+        "dense": {**shared, "ratio": 0.0},
+        "half": {**shared, "ratio": 0.5, "budgets": [0.25, 1.0, 4.0]},
+        "most": {**shared, "ratio": 0.75, "seed": 3},
+        "dense-seed7": {**shared, "ratio": 0.0, "seed": 7},
+    }
+    assert list(arms_of("grandchild", "more")) == ["most"]
+    older = {"backbone": "resnet18half_64", "budgets": [0.5], "seed": 1, "ratio": 0.0}
+    assert arms_of("old")["dense"] == older
+
+
+WRONG = [
+    ("[p.seeds]\ndens = [1]\n", "'dens'", "dense"),
+    ("[p.long]\ndens = [1.0]\n", "'dens'", "dense"),
+    ("[p.more]\nx = { raito = 0.5 }\n", "'raito'", "ratio"),
+    ("[p.common]\nbudget = [1.0]\n", "'budget'", "budgets"),
+    ("[q]\nextends = 'p'\n[r]\nextends = 'none'\n", "none", "p"),
+    ("[p.more]\nx = 3\n", "p.more", "not valid"),
+    ("[p.seeds]\ndense = 1\n", "p.seeds", "not valid"),
+    ("[p.more\n", "TOML", "line"),
+]
+
+
+@pytest.mark.parametrize(("text", "value", "expected"), WRONG)
+def test_what_is_wrong_in_a_profile_is_named(written, text, value, expected):
+    written("[p.arms]\ndense = { ratio = 0.0 }\n" + text)
+    with pytest.raises(UserError) as error:
+        arms_of("r" if "[r]" in text else "p")
+    message = str(error.value)
+    assert value in message and expected in message and "\n" not in message
+
+
+def test_a_profile_that_extends_itself_is_refused(written):
+    written("[a]\nextends = 'b'\n[b]\nextends = 'a'\n")
+    with pytest.raises(UserError, match="PROFILE=a"):
+        arms_of("a")
+
+
+def test_paths_in_a_profile_are_relative_to_it(written, tmp_path, monkeypatch):
+    """Also as Notepad saves the file, with a mark before the text, and from any folder."""
+    common = '\ufeff[p.common]\nstream = "data/stream.yaml"\nweights = "../mine.pth"\n'
+    written(common + "[p.arms]\na = {}\nb = { stream = 'nevis/short' }\n", encoding="utf-8")
+    monkeypatch.chdir("/")
+    arms = arms_of("p")
+    assert (
+        arms["a"]["stream"] == str(tmp_path / "data" / "stream.yaml") and arms["b"]["stream"] == "nevis/short"
+    )
+    assert arms["a"]["weights"] == str(tmp_path.parent / "mine.pth")
+
+
+def test_own_weights_and_streams_change_the_stamp_of_their_arm_alone(copy):
+    for name in ("mine.pth", "stream.yaml"):
+        (copy / "notebooks" / name).write_text("1")
+    own = "own_{0} = {{ ratio = 0.0, {0} = '{1}' }}\n"
+    text = "[smoke.arms]\n" + own.format("weights", "mine.pth") + own.format("stream", "stream.yaml")
+    edit(copy / "notebooks" / "profiles.toml", lambda toml: toml.replace("[smoke.arms]\n", text))
+    for name, arm in (("mine.pth", "own_weights"), ("stream.yaml", "own_stream")):
+        assert changed(copy, f"notebooks/{name}", lambda _: "22") == {f"arms/{arm}.training"}

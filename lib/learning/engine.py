@@ -59,8 +59,12 @@ class Engine:
 
         Raises UserError for a device that is not here.
         """
-        if self.device != "cpu" and not torch.cuda.is_available():
-            raise UserError(f"device={self.device} is not here: this torch sees no GPU. Use device='cpu'.")
+        kind, _, number = self.device.partition(":")
+        if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"device={self.device} is not here: this torch sees {torch.cuda.device_count()} GPUs. Use "
+                "device='cpu', or another number."
+            )
         threads = torch.get_num_threads()
         try:
             with torch.random.fork_rng(devices=[] if self.device == "cpu" else [self.device]):

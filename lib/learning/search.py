@@ -1,10 +1,14 @@
 """Hyper-parameter search for one task, within its budget: Optuna proposes, successive halving decides.
 
-Every trial's training and validation is charged. Half of the budget is searched with, the other half trains
-what is used; where the budget is too small for all trials, fewer are tried, and with one the rule decides.
+The rule's recipe is the first trial. Optuna's study learns from it and from every later one: no proposal is
+drawn blindly, as a study's first ten are by default. Every trial's training and validation is charged. Half
+of the budget is searched with, the other half trains what is used; where the budget is too small for all
+trials, fewer are tried, and with one the rule decides.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import optuna
@@ -17,13 +21,11 @@ from lib.networks.macs import forward_macs, training_macs
 SHARE = 2  # one part in so many of the budget is for the search
 VALIDATION_IMAGES = 64
 LEAST_STEPS = 3  # a trial of fewer tells nothing
-SPACE: dict[str, optuna.distributions.BaseDistribution] = {
+SPACE = {
     "learning_rate": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True),
     "label_smoothing": optuna.distributions.FloatDistribution(0, 0.3),
     "weight_decay": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True),
 }
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def search(network: TaskNetwork, job: Job, ruled: Recipe) -> tuple[Recipe, str]:
@@ -57,13 +59,16 @@ def search(network: TaskNetwork, job: Job, ruled: Recipe) -> tuple[Recipe, str]:
         return error_of(predict(trained, dev, job.engine), dev.labels.numpy())
 
     per_rung = searched // _rungs(trials)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=job.seed))
     scored = [(error(ruled, per_rung // trials), ruled)]
-    for _ in range(trials - 1):
-        trial = study.ask(SPACE)
-        recipe = replace(ruled, **trial.params)
-        scored.append((error(recipe, per_rung // trials), recipe))
-        study.tell(trial, scored[-1][0])
+    with _quiet():
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=job.seed, n_startup_trials=1))
+        known = {name: min(max(getattr(ruled, name), space.low), space.high) for name, space in SPACE.items()}
+        study.add_trial(optuna.trial.create_trial(params=known, distributions={**SPACE}, value=scored[0][0]))
+        for _ in range(trials - 1):
+            trial = study.ask({**SPACE})
+            recipe = replace(ruled, **trial.params)
+            scored.append((error(recipe, per_rung // trials), recipe))
+            study.tell(trial, scored[-1][0])
     while len(scored) > 1:
         # Ties go to the earlier trial, the rule's first of all.
         scored = sorted(scored, key=lambda pair: pair[0])[: len(scored) // 2]
@@ -78,6 +83,17 @@ def _affordable(trials: int, macs: int, validation: int, each: int) -> int:
     while trials > 1 and (macs // _rungs(trials) // trials - validation) // each < least:
         trials //= 2
     return trials
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Optuna's word on every trial."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
 def _rungs(trials: int) -> int:

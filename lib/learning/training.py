@@ -58,7 +58,8 @@ class TaskNetwork(nn.Module):
         super().__init__()
         self.mean, self.std = backbone.mean, backbone.std
         self.body = copy.deepcopy(backbone.body)
-        self.head = nn.Linear(backbone.feature_dim, num_outputs)
+        # Without the random weights that it would draw.
+        self.head = nn.utils.skip_init(nn.Linear, backbone.feature_dim, num_outputs)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -106,16 +107,18 @@ def fine_tune(
         return 0
     ledger.charge("training", images * each)
     stable, batches = plan_batches(images, recipe.batch_size)
-    training = _Training(network, train, recipe, engine, seed)
-    if checkpoints and (state := checkpoints.latest(images, stable)):
-        training.load(state)
-    resumed = training.steps
-    for step in range(resumed, len(batches)):
-        if checkpoints and step > resumed and (checkpoints.due() or (checkpoints.shared and step == stable)):
-            checkpoints.save(training.state(), images if step > stable else None)
-        falls = (len(batches) - step) / (len(batches) - stable) if step >= stable else 1
-        training.step(batches[step], recipe.learning_rate * min((step + 1) / WARMUP_STEPS, falls))
-    training.check()
+    with engine.running():
+        training = _Training(network, train, recipe, engine, seed)
+        if checkpoints and (state := checkpoints.latest(images, stable)):
+            training.load(state)
+        resumed = training.steps
+        for step in range(resumed, len(batches)):
+            leaves_trunk = step == stable and checkpoints is not None and checkpoints.shared
+            if checkpoints and step > resumed and (checkpoints.due() or leaves_trunk):
+                checkpoints.save(training.state(), images if step > stable else None)
+            falls = (len(batches) - step) / (len(batches) - stable) if step >= stable else 1
+            training.step(batches[step], recipe.learning_rate * min((step + 1) / WARMUP_STEPS, falls))
+        training.check()
     return len(batches)
 
 
@@ -238,12 +241,18 @@ def _loss(logits: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
 
 
 def representation(network: Backbone, split: Split, engine: Engine) -> Tensor:
-    """The representation (N, D) of a split's images, float32. `network` moves to the engine's device."""
+    """The representation (N, D) of a split's images, float32.
+
+    The network's body moves to the engine's device, channels last in memory, and to eval mode.
+    """
     return _outputs(network, network.body, split, engine)
 
 
 def predict(network: TaskNetwork, split: Split, engine: Engine) -> np.ndarray:
-    """Logits (N, C) of a split, float32. `network` moves to the engine's device and to eval mode."""
+    """Logits (N, C) of a split, float32.
+
+    The network moves to the engine's device, channels last in memory, and to eval mode.
+    """
     return _outputs(network, network, split, engine).numpy()
 
 
@@ -254,10 +263,11 @@ def _outputs(
     """What `part` of a network makes of a split's images, float32."""
     part.to(engine.device, memory_format=torch.channels_last).eval()
     found = []
-    for batch in split.images.split(50):
-        inputs = normalised(batch.permute(0, 3, 1, 2).to(engine.device), network)
-        with engine.autocast():
-            found.append(part(inputs).float().cpu())
+    with engine.running():
+        for batch in split.images.split(50):
+            inputs = normalised(batch.permute(0, 3, 1, 2).to(engine.device), network)
+            with engine.autocast():
+                found.append(part(inputs).float().cpu())
     return torch.cat(found)
 
 

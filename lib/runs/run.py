@@ -53,7 +53,7 @@ def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
             records = store.records(spec, stream)
             seconds = round(time.monotonic() - began, 1)
             store.end(spec, records, {"training_hash": code, "seconds": seconds} if computed else None)
-    return records
+    return records.to_pandas()
 
 
 def _run_jobs(spec: RunSpec, stream: Stream, dense: Backbone, store: Store) -> int:
@@ -124,6 +124,7 @@ def _run_event(job: Job, store: Store) -> dict:
         "kind": job.task.kind,
         "budget": job.budget,
         "steps": learnt.steps,
+        "image_passes": spent.get("training", 0) // training_macs(learnt.network, job.image_size),
         "started_from": str(learnt.started_from),
         "used_learning_rate": recipe.learning_rate if recipe else np.nan,
         "used_label_smoothing": recipe.label_smoothing if recipe else np.nan,

@@ -6,16 +6,11 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import field_validator as check
+from pydantic import model_validator as check_all
 
 from lib.common.errors import UserError, choose
 from lib.common.paths import LIB
@@ -30,6 +25,8 @@ from lib.streams.load import list_tasks
 from lib.streams.task import Task, TaskData
 
 SIZES = 32, 512  # pixels
+MANY = 10**9
+MOST_EPOCHS = 10_000
 # What changes no number: the list of budgets, and how the same tasks and weights are had.
 _NOT_IN_KEY = {"budgets", "missing", "stream", "tasks", "weights"}
 
@@ -45,7 +42,7 @@ _NAMES = {
 class RunSpec(BaseModel):
     """One arm: everything that changes its numbers. Raises UserError, one sentence, when invalid."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     backbone: str
     ratio: float = Field(ge=0, lt=1)  # share of filters removed; 0 is the dense network
@@ -53,26 +50,28 @@ class RunSpec(BaseModel):
     scope: str = "global"
     granularity: str = "filter"
     repair: str = "least_squares_synthetic"
-    round_to: int = Field(8, ge=1)
+    round_to: int = Field(8, ge=1, le=4096)
     learner: str = "independent"
     stream: str = "pocket"  # a name, or the path of a stream.yaml
     missing: Literal["error", "skip"] = "error"  # what to do about tasks of the stream that are not here
     budgets: list[float] = Field(min_length=1)  # in dense epochs
-    calibration_images: int = Field(64, ge=2)  # of a task's own, for criteria and repairs that need some
+    calibration_images: int = Field(
+        64, ge=2, le=MANY
+    )  # of a task's own, for criteria and repairs that need some
     trials: int = Field(1, ge=1, le=64)  # of a search of the recipe, on each task; 1: the rule's
     # None: what the backbone is best used at
     image_size: int = Field(None, ge=SIZES[0], le=SIZES[1], validate_default=True)
     reference: str | None = None  # "network@pixels" that sets the unit; the run's own, dense, when None
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     precision: str = Field(None, validate_default=True)  # None: the table's, for backbone and device
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=1024)
     pretrained: bool = True
     weights: str | None = None  # the path of a checkpoint of one's own, in place of the pretrained weights
     learning_rate: float | None = Field(None, gt=0)  # None: the committed rule's
-    train_images: int | None = Field(None, ge=2)  # a cap on the training images of a task
-    evaluation_images: int | None = Field(None, ge=1)  # a cap on its dev and its test images
+    train_images: int | None = Field(None, ge=2, le=MANY)  # a cap on the training images of a task
+    evaluation_images: int | None = Field(None, ge=1, le=MANY)  # a cap on its dev and its test images
     tasks: list[str] | None = Field(None, min_length=1)  # a part of the stream, by name
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MANY)
 
     def __init__(self, **fields: object):
         try:
@@ -89,32 +88,34 @@ class RunSpec(BaseModel):
         """The images of a task that this run uses, at its size."""
         return task.read(self.image_size).first(self.train_images, self.evaluation_images)
 
-    def key(self, content: str, weights: str) -> str:
+    def key(self, *contents: str) -> str:
         """The name of the run's folder: a hash of all that changes a number.
 
-        `content` is the stream's, `weights` the hash of the tensors that were loaded.
+        `contents` are of what its names and paths lead to: stream, loaded tensors, the user's own code.
         """
         canonical = json.dumps(self.model_dump(exclude=_NOT_IN_KEY), sort_keys=True)
-        return hashlib.sha256(f"{canonical}\n{content}\n{weights}".encode()).hexdigest()[:16]
+        return hashlib.sha256("\n".join([canonical, *contents]).encode()).hexdigest()[:16]
 
-    @field_validator("stream", "weights", mode="before")
-    @classmethod
-    def _paths_as_text(cls, path: object) -> object:
-        return str(path) if isinstance(path, Path) else path
-
-    @field_validator(*_NAMES, mode="before")
+    @check(*_NAMES, mode="before")
     @classmethod
     def _name_is_known(cls, name: object, info: ValidationInfo) -> object:
         choose(str(info.field_name), name, _NAMES[str(info.field_name)])
         return name
 
-    @field_validator("backbone", mode="before")
+    @check("backbone", mode="before")
     @classmethod
     def _backbone_is_known(cls, name: object) -> object:
         find_backbone(str(name))
         return name
 
-    @field_validator("reference")
+    @check("weights")
+    @classmethod
+    def _weights_are_there(cls, weights: str | None) -> str | None:
+        if weights is not None and not Path(weights).is_file():
+            raise ValueError("expected the path of a checkpoint, and there is no such file")
+        return weights
+
+    @check("reference")
     @classmethod
     def _reference_is_known(cls, reference: str | None) -> str | None:
         if reference is not None:
@@ -128,12 +129,12 @@ class RunSpec(BaseModel):
                 raise ValueError(f"{wanted}. {error}") from error
         return reference
 
-    @field_validator("image_size", mode="before")
+    @check("image_size", mode="before")
     @classmethod
     def _size_that_suits_the_backbone(cls, size: object, info: ValidationInfo) -> object:
         return best_image_size(info.data["backbone"]) if size is None and "backbone" in info.data else size
 
-    @field_validator("precision", mode="before")
+    @check("precision", mode="before")
     @classmethod
     def _precision_of_the_table(cls, precision: object, info: ValidationInfo) -> object:
         if precision is None:
@@ -143,14 +144,29 @@ class RunSpec(BaseModel):
         Precision.named(str(precision))
         return precision
 
-    @field_validator("budgets")
+    @check("budgets")
     @classmethod
     def _budgets_in_order(cls, budgets: list[float]) -> list[float]:
-        if min(budgets) <= 0 or budgets != sorted(set(budgets)):
-            raise ValueError("expected dense epochs above 0 in ascending order, such as [0.25, 1]")
+        if not 0 < min(budgets) <= max(budgets) <= MOST_EPOCHS or budgets != sorted(set(budgets)):
+            raise ValueError(
+                f"expected dense epochs above 0 in ascending order, such as [0.25, 1], {MOST_EPOCHS} at most"
+            )
         return budgets
 
-    @model_validator(mode="after")
+    @check("*", mode="before")  # the last of them comes first
+    @classmethod
+    def _as_python(cls, value: object, info: ValidationInfo) -> object:
+        """Numbers and arrays of numpy, pandas and torch, tuples and paths as what JSON has for them."""
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, (list, tuple, range)):
+            value = [one.item() if isinstance(one, np.generic) else one for one in value]
+        if hasattr(value, "tolist"):
+            value = value.tolist()
+        is_whole = "int" in str(cls.model_fields[str(info.field_name)].annotation)
+        return int(value) if is_whole and isinstance(value, float) and value.is_integer() else value
+
+    @check_all(mode="after")
     def _search_makes_sense(self) -> "RunSpec":
         if self.trials > 1 and self.learning_rate is not None:
             raise ValueError(
@@ -161,7 +177,7 @@ class RunSpec(BaseModel):
             raise ValueError(f"learner={self.learner!r} has no recipe to search: expected trials=1")
         return self
 
-    @model_validator(mode="after")
+    @check_all(mode="after")
     def _tasks_are_known(self) -> "RunSpec":
         known = list(list_tasks(self.stream)["name"])
         if unknown := sorted(set(self.tasks or ()) - set(known)):

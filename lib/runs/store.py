@@ -1,21 +1,30 @@
 """A run's folder: what was computed, by event and budget, whichever list of budgets asked for it."""
 
+import inspect
 import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from lib.common.errors import UserError
 from lib.common.files import atomic_path, locked, write_json
 from lib.common.provenance import provenance
-from lib.networks.backbone import Backbone, load_backbone, weights_hash
+from lib.learning.learners import LEARNERS
+from lib.networks.backbone import Backbone, find_backbone, load_backbone, weights_hash
+from lib.pruning.criteria import CRITERIA
+from lib.pruning.repairs import REPAIRS
 from lib.runs.spec import RunSpec
 from lib.streams import Stream, load_stream
+
+# Columns have types of their own, whatever their values: any reader takes several files as one table.
+_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
 class Store:
@@ -57,18 +66,21 @@ class Store:
             np.savez(temporary, **predictions)  # type: ignore[arg-type]
         write_json(self._event(event, budget), row)
 
-    def records(self, spec: RunSpec, stream: Stream) -> pd.DataFrame:
+    def records(self, spec: RunSpec, stream: Stream) -> pa.Table:
         """One row per event and budget of `spec`, in order. Raises UserError where one is not done."""
         asked = [(event, budget) for event in range(len(stream.tasks)) for budget in spec.budgets]
         if not all(self.has(*one) for one in asked):
             raise UserError(
                 f"{self.folder} holds no complete run of this spec: call run_stream with it first."
             )
-        common = spec.model_dump(exclude={"budgets", "tasks"})
-        rows = [{**common, **json.loads(self._event(*one).read_bytes())} for one in asked]
-        return pd.DataFrame(rows).assign(left_out=", ".join(stream.left_out))
+        common = spec.model_dump(exclude={"budgets", "tasks"}) | {"left_out": ", ".join(stream.left_out)}
+        measured = [json.loads(self._event(*one).read_text()) for one in asked]
+        kinds = {name: kind for name, kind in get_type_hints(RunSpec).items() if name in common}
+        kinds |= {name: type(value) for name, value in measured[0].items()} | {"left_out": str}
+        schema = pa.schema([(name, _type_of(kind)) for name, kind in kinds.items()])
+        return pa.Table.from_pylist([common | row for row in measured], schema)
 
-    def end(self, spec: RunSpec, records: pd.DataFrame, about: dict | None) -> None:
+    def end(self, spec: RunSpec, records: pa.Table, about: dict | None) -> None:
         """Write the records of a run, and drop what it would have gone on from.
 
         `about` says how what was computed came about; None where nothing was.
@@ -76,9 +88,8 @@ class Store:
         if about is not None:
             write_json(self.folder / "provenance.json", {**provenance(), **about})
         file = self.folder / "records.parquet"
-        if not file.exists() or not pd.read_parquet(file).equals(records):
-            with atomic_path(file) as temporary:
-                records.to_parquet(temporary, index=False)
+        if not file.exists() or not pq.read_table(file).equals(records):
+            _write(records, file)
         shutil.rmtree(self.folder / "trainings", ignore_errors=True)
         for budget in spec.budgets:  # another run may go on from those of other budgets
             shutil.rmtree(self.networks(budget), ignore_errors=True)
@@ -103,13 +114,33 @@ class Store:
         return self.folder / "events" / f"{event}-{budget!r}.json"
 
 
+def _write(records: pa.Table, file: Path) -> None:
+    with atomic_path(file) as temporary:
+        pq.write_table(records, temporary)
+
+
+def _type_of(annotation: Any) -> pa.DataType:
+    """What may be None has the type that it has otherwise; a choice among words is a word."""
+    known = [_TYPES[kind] for kind in (annotation, *get_args(annotation)) if kind in _TYPES]
+    return known[0] if known else pa.string()
+
+
+def _own_code(spec: RunSpec) -> list[str]:
+    """The source of what the spec names and a user registered: under one name it may change."""
+    registered = CRITERIA[spec.criterion], REPAIRS[spec.repair], LEARNERS[spec.learner]
+    entries = [find_backbone(spec.backbone), *registered]
+    functions = [part for entry in entries for part in vars(entry).values() if inspect.isfunction(part)]
+    return [inspect.getsource(one) for one in functions if not one.__module__.startswith("lib.")]
+
+
 def open_run(spec: RunSpec, out: Path | str) -> tuple[Stream, Backbone, Store]:
     """The stream and the dense network of a run, and where it keeps what it computes."""
     stream = load_stream(spec.stream, spec.missing).only(spec.tasks)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)  # of random weights
         dense = load_backbone(spec.backbone, spec.pretrained, spec.weights)
-    return stream, dense, Store(Path(out) / spec.key(stream.content, weights_hash(dense)))
+    key = spec.key(stream.content, weights_hash(dense), *_own_code(spec))
+    return stream, dense, Store(Path(out).expanduser() / key)
 
 
 def run_folder(spec: RunSpec, out: Path | str) -> Path:
@@ -123,8 +154,7 @@ def export_records(spec: RunSpec, out: Path | str, file: Path | str) -> None:
     records, file = store.records(spec, stream), Path(file)
     with atomic_path(file.with_suffix(".json")) as temporary:
         shutil.copyfile(store.folder / "provenance.json", temporary)
-    with atomic_path(file) as temporary:
-        records.to_parquet(temporary, index=False)
+    _write(records, file)
 
 
 def saved_predictions(spec: RunSpec, out: Path | str) -> dict[tuple[int, float], dict[str, np.ndarray]]:
@@ -135,7 +165,8 @@ def saved_predictions(spec: RunSpec, out: Path | str) -> dict[tuple[int, float],
     """
     stream, _, store = open_run(spec, out)
     found = {}
-    for event, budget in store.records(spec, stream)[["event", "budget"]].itertuples(index=False):
+    for row in store.records(spec, stream).select(["event", "budget"]).to_pylist():
+        event, budget = row["event"], row["budget"]
         with np.load(store.predictions(event, budget)) as arrays:
             found[event, budget] = dict(arrays)
     return found
