@@ -60,7 +60,7 @@ def job_of(
     return ruled(
         spec=RunSpec(backbone="resnet18half_64", ratio=0, budgets=[1], trials=trials, seed=3),
         event=event,
-        task=Task("clothes", 2017, "objects", "classification", 10, "", lambda size: data),
+        task=Task("clothes", 2017, "objects", "classification", 10, "", lambda size: data, lambda: ()),
         data=data,
         start=start,
         calibration_macs=0,

@@ -240,6 +240,7 @@ def test_saved_predictions_are_enough_for_every_error_also_of_tags(tmp_path):
     assert list(saved) == list(zip(records["event"], records["budget"], strict=True))
     for row in records.itertuples():
         arrays = saved[row.event, row.budget]
+        assert len(arrays["classes"]) == arrays["logits_dev"].shape[1]
         for part, error in (("dev", row.error_dev), ("test", row.error_test)):
             assert error_of(arrays[f"logits_{part}"], arrays[f"labels_{part}"]) == error
 

@@ -142,6 +142,7 @@ def _run_event(job: Job, store: Store) -> dict:
     }
     predictions = {f"logits_{part}": logits[part] for part in MEASURED}
     predictions |= {f"labels_{part}": labels[part] for part in MEASURED}
+    predictions["classes"] = np.array(job.task.classes)
     store.keep(job.event, job.budget, row, predictions)
     return row
 

@@ -160,8 +160,8 @@ def export_records(spec: RunSpec, out: Path | str, file: Path | str) -> None:
 def saved_predictions(spec: RunSpec, out: Path | str) -> dict[tuple[int, float], dict[str, np.ndarray]]:
     """Logits and labels of dev and test by event and budget, to compute another metric from.
 
-    Keys of each: logits_dev, labels_dev, logits_test, labels_test; the error of a record is
-    `lib.learning.training.error_of` of them. Raises UserError where the run is not complete.
+    Keys of each: logits_dev, labels_dev, logits_test, labels_test, and classes, their names by number; the error
+    of a record is `lib.learning.training.error_of` of them. Raises UserError where the run is not complete.
     """
     stream, _, store = open_run(spec, out)
     found = {}
