@@ -53,7 +53,7 @@ def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
             records = store.records(spec, stream)
             seconds = round(time.monotonic() - began, 1)
             store.end(spec, records, {"training_hash": code, "seconds": seconds} if computed else None)
-    return records.to_pandas()
+    return records.to_pandas(use_threads=False)
 
 
 def _run_jobs(spec: RunSpec, stream: Stream, dense: Backbone, store: Store) -> int:

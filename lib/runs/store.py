@@ -74,7 +74,7 @@ class Store:
                 f"{self.folder} holds no complete run of this spec: call run_stream with it first."
             )
         common = spec.model_dump(exclude={"budgets", "tasks"}) | {"left_out": ", ".join(stream.left_out)}
-        measured = [json.loads(self._event(*one).read_text()) for one in asked]
+        measured = [json.loads(self._event(*one).read_bytes()) for one in asked]
         kinds = {name: kind for name, kind in get_type_hints(RunSpec).items() if name in common}
         kinds |= {name: type(value) for name, value in measured[0].items()} | {"left_out": str}
         schema = pa.schema([(name, _type_of(kind)) for name, kind in kinds.items()])
@@ -88,7 +88,7 @@ class Store:
         if about is not None:
             write_json(self.folder / "provenance.json", {**provenance(), **about})
         file = self.folder / "records.parquet"
-        if not file.exists() or not pq.read_table(file).equals(records):
+        if not file.exists() or not pq.read_table(file, use_threads=False).equals(records):
             _write(records, file)
         shutil.rmtree(self.folder / "trainings", ignore_errors=True)
         for budget in spec.budgets:  # another run may go on from those of other budgets
@@ -160,8 +160,9 @@ def export_records(spec: RunSpec, out: Path | str, file: Path | str) -> None:
 def saved_predictions(spec: RunSpec, out: Path | str) -> dict[tuple[int, float], dict[str, np.ndarray]]:
     """Logits and labels of dev and test by event and budget, to compute another metric from.
 
-    Keys of each: logits_dev, labels_dev, logits_test, labels_test, and classes, their names by number; the error
-    of a record is `lib.learning.training.error_of` of them. Raises UserError where the run is not complete.
+    Keys of each: logits_dev, labels_dev, logits_test, labels_test, and classes, the names of the labels. The
+    error of a record is `lib.learning.training.error_of` of them. Raises UserError where the run is not
+    complete.
     """
     stream, _, store = open_run(spec, out)
     found = {}
