@@ -278,8 +278,9 @@ def test_a_folder_called_like_a_file_is_refused(tmp_path):
 
 
 def test_an_absent_stream_file_is_refused():
-    with pytest.raises(UserError, match=r"nowhere.yaml cannot be read"):
-        load_stream("nowhere.yaml")
+    for name in ("nowhere.yaml", "~nobody-here/nowhere.yaml", Path("nowhere.yaml")):
+        with pytest.raises(UserError, match=r"nowhere.yaml cannot be read"):
+            load_stream(name)
 
 
 def test_a_class_that_training_lacks_is_refused(tmp_path):

@@ -60,7 +60,7 @@ def list_tasks(name: str | Path) -> pd.DataFrame:
 def _rows(name: str | Path) -> tuple[str, list[Listed]]:
     """A stream's name, for a file the one that it gives itself, and its tasks."""
     if isinstance(name, Path) or name.lower().endswith((".yaml", ".yml")):
-        file = Path(name).expanduser()
+        file = Path(os.path.expanduser(name))
         found = _read(file)
         return found.name, [_listed(entry, file) for entry in found.tasks]
     known = [stream for stream in STREAMS if f"{name}/".startswith(f"{stream}/")]
