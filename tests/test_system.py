@@ -125,7 +125,9 @@ def test_figures_come_with_source_data_and_provenance(project):
     gains = pd.read_csv(folder / "03_improvement_over_dense.csv")
     # The main grid: one criterion, the unit's own network, fine-tuned.
     grid = {
-        arm for arm, fields in arms_of("smoke", "arms").items() if fields.get("criterion") == "activation"
+        arm
+        for arm, fields in arms_of("smoke", "arms").items()
+        if fields["ratio"] > 0 and fields["criterion"] == "activation"
     }
     assert set(gains["arm"]) == grid and len(gains) == 2 * len(grid)
     learners = pd.read_csv(folder / "08_learners.csv")["learner"].unique()
