@@ -274,8 +274,8 @@ def _path_through(layers: list[Layer]) -> Path:
         if widens or isinstance(module, nn.LayerNorm):
             raise UserError(
                 f"{name} is a {type(module).__name__} that mixes or multiplies the channels that would go: "
-                "expected batch norms, activations, squeeze-excite and grouped convolutions of one width there. "
-                "Choose another network, or granularity='filter'."
+                "expected batch norms, activations, squeeze-excite and grouped convolutions of one width "
+                "there. Choose another network, or granularity='filter'."
             )
     excites = [(n, *_SQUEEZE_EXCITES[type(m)]) for n, m in layers if type(m) in _SQUEEZE_EXCITES]
     carriers = [layer for layer in layers if isinstance(layer.module, (*BATCH_NORMS, nn.Conv2d))]
