@@ -88,7 +88,7 @@ class Store:
         if about is not None:
             write_json(self.folder / "provenance.json", {**provenance(), **about})
         file = self.folder / "records.parquet"
-        if not file.exists() or not pq.read_table(file, use_threads=False).equals(records):
+        if not file.exists() or not pq.read_table(file, use_threads=False, pre_buffer=False).equals(records):
             _write(records, file)
         shutil.rmtree(self.folder / "trainings", ignore_errors=True)
         for budget in spec.budgets:  # another run may go on from those of other budgets

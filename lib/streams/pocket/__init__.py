@@ -57,7 +57,7 @@ class PocketSource:
 
     def parts(self) -> Mapping[str, Sequence[Example]]:
         # On this thread: where memory is short, Arrow waits for ever for threads that could not start.
-        table = pd.read_parquet(self.file, use_threads=False)
+        table = pd.read_parquet(self.file, use_threads=False, pre_buffer=False)
         parts: dict[str, list[Example]] = {}
         for row, encoded, label, part in table[["image", "label", "split"]].itertuples():
             label = int(label) if self.kind == "classification" else tuple(label.tolist())
