@@ -1,5 +1,5 @@
 # Every task a person does. `make` alone lists them.
-# What is up to date is decided by content: lib/runs/profiles.py renews a stamp only when what it stands for
+# What is up to date is decided by content: tools/stamps.py renews a stamp only when what it stands for
 # has changed, and make compares the stamps' times.
 
 PROFILE ?= pocket
@@ -75,21 +75,21 @@ $(EXTRAS:%=setup-%): setup-%: setup
 define run_arms
 	@$(MAKE) --no-print-directory --question _arms 2>/dev/null || $(PY) -m tools.estimate "$(PROFILE)" $(JOBS)
 	+@$(MAKE) --silent --no-print-directory $(PARALLEL) _arms
-	@$(PY) -m lib.runs.profiles stamps "$(PROFILE)"
+	@$(PY) -m tools.stamps renew "$(PROFILE)"
 endef
 
 figures: setup ## run the arms of PROFILE that are not done, and draw the figures
-	@$(PY) -m lib.runs.profiles stamps "$(PROFILE)"
+	@$(PY) -m tools.stamps renew "$(PROFILE)"
 ifneq ($(PROFILE),paper)
 	$(run_arms)
 else
-	@$(PY) -m lib.runs.profiles warn "$(PROFILE)"
+	@$(PY) -m tools.stamps warn "$(PROFILE)"
 endif
 	@$(MAKE) --silent --no-print-directory $(PARALLEL) _drawn
 	@echo "Figures are in figures/$(PROFILE)."
 
 rerun: setup ## measure anew what is out of date, also of PROFILE=paper, then draw all figures
-	@$(PY) -m lib.runs.profiles stamps "$(PROFILE)"
+	@$(PY) -m tools.stamps renew "$(PROFILE)"
 	$(run_arms)
 	@$(MAKE) --silent --no-print-directory $(PARALLEL) _drawn
 	@$(MAKE) --silent --no-print-directory -j1 _measured
@@ -135,7 +135,7 @@ numbers: setup ## write what the paper takes from the committed records: claims,
 
 verify: setup ## measure the paper's claims again at PROFILE, and every committed number against the records
 ifeq ($(PROFILE),pocket)
-	@$(PY) -m lib.runs.profiles stamps "$(PROFILE)"
+	@$(PY) -m tools.stamps renew "$(PROFILE)"
 	$(run_arms)
 endif
 	@$(PY) -m paper.verify "$(PROFILE)"
@@ -185,7 +185,7 @@ clean: ## remove what was built (build/, figures of other profiles than paper); 
 # --- below, reached through `figures` and `rerun` only, when the stamps are fresh ------------------
 
 ifneq ($(filter _arms,$(MAKECMDGOALS)),)
-ARMS := $(shell $(PY) -m lib.runs.profiles arms "$(PROFILE)")
+ARMS := $(shell $(PY) -m tools.stamps arms "$(PROFILE)")
 endif
 
 _arms: $(ARMS:%=$(BUILD)/arms/%.ipynb)

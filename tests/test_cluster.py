@@ -51,7 +51,7 @@ def with_make(project: Project, jobs: int) -> dict[str, pd.DataFrame]:
     """The arms' records as make runs them, from nothing."""
     forget(project)
     for command in (
-        [".venv/bin/python", "-m", "lib.runs.profiles", "stamps", "smoke"],
+        [".venv/bin/python", "-m", "tools.stamps", "renew", "smoke"],
         ["make", f"-j{jobs}", "_arms", "PROFILE=smoke"],
     ):
         status, output = project.run(*command)

@@ -13,9 +13,10 @@ import pytest
 from lib.common import paths
 from lib.common.errors import UserError
 from lib.runs import profiles, stamps
-from lib.runs.profiles import arms_of, write_stamps
+from lib.runs.profiles import arms_of
 from lib.runs.spec import RunSpec
 from lib.runs.stamps import drawing_hash, hash_of, training_hash
+from tools import stamps as make_stamps
 
 PROFILE = "smoke"
 
@@ -27,10 +28,11 @@ def copy(tmp_path, monkeypatch) -> Path:
         ignored = shutil.ignore_patterns("__pycache__", "*.parquet", "*.png", "*.safetensors")
         shutil.copytree(paths.ROOT / name, tmp_path / name, ignore=ignored)
     shutil.copy(paths.ROOT / "requirements.txt", tmp_path)
-    for module in (stamps, profiles):
+    for module in (stamps, profiles, make_stamps):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(stamps, "LIB", tmp_path / "lib")
-    monkeypatch.setattr(profiles, "BUILD", tmp_path / "build")
+    for module in (profiles, make_stamps):
+        monkeypatch.setattr(module, "BUILD", tmp_path / "build")
     monkeypatch.setattr(profiles, "PROFILES", tmp_path / "notebooks" / "profiles.toml")
     return tmp_path
 
@@ -52,7 +54,7 @@ def add_a_comment(code: str) -> str:
 
 
 def stamps_of(root: Path) -> dict[str, str]:
-    write_stamps(PROFILE)
+    make_stamps.write_stamps(PROFILE)
     folder = root / "build" / PROFILE / "stamps"
     return {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file()}
 
@@ -89,11 +91,11 @@ def test_hash_of_other_files_sees_every_byte(tmp_path):
 
 
 def test_stamps_keep_their_time_when_nothing_changed(copy):
-    write_stamps(PROFILE)
+    make_stamps.write_stamps(PROFILE)
     files = [file for file in (copy / "build").rglob("*") if file.is_file()]
     for file in files:
         os.utime(file, (1000, 1000))
-    write_stamps(PROFILE)
+    make_stamps.write_stamps(PROFILE)
     assert len(files) > 5 and all(file.stat().st_mtime == 1000 for file in files)
 
 

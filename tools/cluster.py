@@ -12,7 +12,8 @@ import sys
 
 from lib.common.errors import UserError, exit_with_one_sentence
 from lib.common.paths import BUILD, ROOT
-from lib.runs.profiles import arms_of, is_done, write_stamps
+from lib.runs.profiles import arms_of
+from tools.stamps import is_done, write_stamps
 
 try:
     import dask

@@ -11,9 +11,10 @@ from lib.learning.training import TaskNetwork
 from lib.networks.backbone import load_backbone
 from lib.networks.macs import forward_macs, training_macs
 from lib.pruning import plan_pruning
-from lib.runs.profiles import arms_of, is_done
+from lib.runs.profiles import arms_of
 from lib.runs.spec import RunSpec
 from lib.streams import load_stream
+from tools.stamps import is_done
 
 
 @functools.cache

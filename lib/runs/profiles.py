@@ -1,19 +1,11 @@
-"""The profiles of `make figures`: which arms each runs. Standard library only, so that make can ask often.
+"""The profiles of `make figures`: which arms each runs. Standard library only, so that make can ask often."""
 
-python -m lib.runs.profiles arms PROFILE         names of the profile's arms
-python -m lib.runs.profiles stamps PROFILE       renew, under build/, the stamps whose content changed
-python -m lib.runs.profiles warn PROFILE         say which committed records are of older code
-"""
-
-import json
-import sys
 import tomllib
 from pathlib import Path
 
-from lib.common.errors import UserError, choose, exit_with_one_sentence
-from lib.common.files import atomic_path
+from lib.common.errors import UserError, choose
 from lib.common.paths import BUILD, PAPER_RECORDS, ROOT
-from lib.runs.stamps import code_of, drawing_hash, hash_of, read_sources, spec_defaults, training_hash
+from lib.runs.stamps import spec_defaults
 
 PROFILES = ROOT / "notebooks" / "profiles.toml"
 _SPECIAL = "common", "extends", "seeds", "long"  # of a profile's tables; the others are groups of arms
@@ -97,71 +89,3 @@ def records_file(profile: str, arm: str) -> Path:
     """Where an arm's records lie: committed for the paper, under build/ for the others."""
     folder = PAPER_RECORDS if profile == "paper" else BUILD / profile / "arms"
     return folder / f"{arm}.parquet"
-
-
-def is_done(profile: str, arm: str) -> bool:
-    """Whether an arm's executed notebook is newer than what it depends on, as make sees it."""
-    folder = BUILD / profile
-    needed = (f"arms/{arm}.json", f"arms/{arm}.training", "notebooks/experiment")
-    done = folder / "arms" / f"{arm}.ipynb"
-    return done.exists() and all(
-        done.stat().st_mtime >= (folder / "stamps" / name).stat().st_mtime for name in needed
-    )
-
-
-def write_stamps(profile: str) -> None:
-    """Renew what make compares: a file changes, and so gets a new time, only when its content does.
-
-    `arms/<name>.json` and `draw.json` are the notebooks' parameters, `arms/<name>.training` and
-    `drawing/<notebook>` hold hashes of the code, `records` one of the records there are.
-    """
-    folder = BUILD / profile
-    texts, sources = {}, read_sources()
-    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        texts[f"notebooks/{notebook.stem}"] = code_of(notebook)
-        texts[f"drawing/{notebook.stem}"] = drawing_hash(notebook, sources)
-    for arm, fields in arms_of(profile).items():
-        texts[f"arms/{arm}.json"] = json.dumps(
-            {**fields, "records_file": str(records_file(profile, arm).relative_to(ROOT))}, indent=1
-        )
-        own = (Path(str(fields.get(name))) for name in ("stream", "weights"))
-        data = hash_of(file for file in own if file.is_file())
-        texts[f"arms/{arm}.training"] = f"{training_hash(fields, sources)}\n{data}"
-    records = [records_file(profile, arm) for arm in arms_of(profile)]
-    texts["records"] = hash_of(file for file in records if file.exists())
-    texts["draw.json"] = json.dumps({"profile": profile, "save_figures_to": profile})
-    for name, text in texts.items():
-        path = folder / "stamps" / name
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            with atomic_path(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-
-
-def newer_code(profile: str) -> list[str]:
-    """Arms whose committed records were measured by other training code than today's."""
-    sources = read_sources()
-    return [
-        arm
-        for arm, fields in arms_of(profile).items()
-        if (file := records_file(profile, arm).with_suffix(".json")).exists()
-        and json.loads(file.read_bytes())["training_hash"] != training_hash(fields, sources)
-    ]
-
-
-if __name__ == "__main__":
-    with exit_with_one_sentence():
-        match sys.argv[1:]:
-            case ["arms", name]:
-                print(*arms_of(name))
-            case ["stamps", name]:
-                write_stamps(name)
-            case ["warn", name]:
-                if arms := newer_code(name):
-                    print(
-                        f"Warning: the code that trains has changed since the records of {', '.join(arms)} "
-                        f"were measured; they are redrawn as they are. `make rerun PROFILE={name}` "
-                        "measures them anew.",
-                        file=sys.stderr,
-                    )
-            case _:
-                raise UserError("Usage: python -m lib.runs.profiles {arms,stamps,warn} PROFILE")
