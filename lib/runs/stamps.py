@@ -232,7 +232,9 @@ def _registered(node: ast.AST) -> set[str]:
 def _rows(node: ast.AST) -> list[tuple[str, ast.AST]]:
     """The rows of a table that is written out, by name: of a dict from names, or of a tuple of names."""
     table = getattr(node, "value", None)
-    keys = table.keys if isinstance(table, ast.Dict) else getattr(table, "elts", [])
+    found = [one.value if isinstance(one, ast.Starred) else one for one in getattr(table, "elts", [])]
+    keys = [name for one in found for name in getattr(one, "elts", [one])]
+    keys = table.keys if isinstance(table, ast.Dict) else keys
     values = table.values if isinstance(table, ast.Dict) else keys
     names = [key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
     rows = zip(names, values, strict=True) if len(names) == len(keys) else ()
