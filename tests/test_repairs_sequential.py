@@ -189,7 +189,7 @@ def test_macs_are_those_computed(name):
 
 @pytest.mark.parametrize("repair", ["sequential", "sequential_synthetic"])
 def test_plan_charges_it_and_leaves_the_network(tmp_path, monkeypatch, repair):
-    monkeypatch.setattr("lib.pruning.plan.MORE_SYNTHETIC_IMAGES", 16)
+    monkeypatch.setattr("lib.pruning.calibration.MORE_SYNTHETIC_IMAGES", 16)
     dense = load_backbone("resnet18half_64").train()
     before, images = state_of(dense), noise(16).float()
     plan = plan_pruning(dense, 0.5, repair=repair, images=None if "synthetic" in repair else images)

@@ -1,12 +1,10 @@
 """Plan what to remove, apply the plan, save and load what came out."""
 
-import copy
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import prod
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +15,19 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lib.common.errors import UserError, choose
+from lib.common.errors import UserError
 from lib.common.files import save_tensors
 from lib.networks.backbone import Backbone, fit_classifier, load_backbone, tensors_hash
 from lib.networks.copies import plain_copy, unwrapped, without_hooks
-from lib.networks.macs import count_macs, forward_macs
+from lib.networks.macs import count_macs
 from lib.networks.measure import measure_latency
-from lib.pruning.allocation import SCOPES, Allocation, Counts, Ranked, Target, meet_latency, meet_macs
-from lib.pruning.criteria import CRITERIA, Evidence, elimination_macs, score_filters
-from lib.pruning.repairs import REPAIRS, Damage, solving_macs
-from lib.pruning.sites import GRANULARITIES, Site, find_sites, undeclared_layers, width_of
-from lib.pruning.statistics import Moments, reader_moments, reestimate_norms, synthetic_images
-from lib.pruning.surgery import keep_channels, mask_channels
+from lib.pruning.allocation import Allocation, Counts, Target, meet_latency, meet_macs
+from lib.pruning.calibration import Calibration
+from lib.pruning.request import Request, checked_images, one_amount, whole_number
+from lib.pruning.sites import Site, find_sites, undeclared_layers, width_of
+from lib.pruning.surgery import keep_channels
 
-SYNTHETIC_IMAGES = 64
-MORE_SYNTHETIC_IMAGES = 256  # for a repair that fits every layer
 FILE = "pruned.safetensors"  # in the folder that a pruned network is saved to
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """How to prune, with the defaults that hold everywhere. Raises UserError for what is unknown."""
-
-    criterion: str = "activation"
-    scope: str = "global"
-    granularity: str = "filter"
-    repair: str = "least_squares_synthetic"
-    round_to: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        choose("criterion", self.criterion, CRITERIA)
-        choose("scope", self.scope, SCOPES)
-        choose("granularity", self.granularity, GRANULARITIES)
-        choose("repair", self.repair, REPAIRS)
-
-    @property
-    def looks_at(self) -> list[str]:
-        """What of it works on images of one's own."""
-        criterion = [f"criterion={self.criterion!r}"] * CRITERIA[self.criterion].needs_images
-        return criterion + [f"repair={self.repair!r}"] * (REPAIRS[self.repair].needs == "images")
 
 
 @dataclass(frozen=True)
@@ -249,14 +220,14 @@ def plan_pruning(
         scope=scope,
         granularity=granularity,
         repair=repair,
-        round_to=_whole("round_to", round_to, 1),
-        seed=_whole("seed", seed, 0),
+        round_to=whole_number("round_to", round_to, 1),
+        seed=whole_number("seed", seed, 0),
     )
-    given, amount = _amount(ratio=ratio, target_macs=target_macs, target_latency_ms=target_latency_ms)
+    given, amount = one_amount(ratio=ratio, target_macs=target_macs, target_latency_ms=target_latency_ms)
     nothing = given == "ratio" and amount == 0
     network = _ready(network)
-    images = _checked(images, [] if nothing else request.looks_at, next(network.parameters()).dtype)
-    image_size = network.image_size if image_size is None else _whole("image_size", image_size, 1)
+    images = checked_images(images, [] if nothing else request.looks_at, next(network.parameters()).dtype)
+    image_size = network.image_size if image_size is None else whole_number("image_size", image_size, 1)
     sites = find_sites(network, granularity)
     macs = _SiteMacs(network, sites, image_size)
     plan = PruningPlan(
@@ -275,15 +246,15 @@ def plan_pruning(
             f"filters that can be removed reach {macs.reach:.0%} of its MACs.",
             stacklevel=2,
         )
-    work = _Calibration(network, sites, image_size, request.seed)
-    allocation = Allocation(work.ranked(criterion, images), scope, request.round_to)
+    work = Calibration(network, sites, images, image_size, request.seed)
+    allocation = Allocation(work.ranked(criterion), scope, request.round_to)
 
     def keeping(counts: Counts) -> PruningPlan:
         kept = dict(zip(plan.kept, allocation.kept(counts), strict=True))
         return replace(plan, kept=kept)
 
     def milliseconds(counts: Counts) -> float:
-        batch = _whole("batch_size", batch_size, 1)
+        batch = whole_number("batch_size", batch_size, 1)
         return measure_latency(keeping(counts).apply(network), image_size, device, batch, precision)
 
     target = None
@@ -300,32 +271,12 @@ def plan_pruning(
         )
     wanted = [share * width for share, width in zip(allocation.shares(amount), macs.widths, strict=True)]
     plan = replace(keeping(counts), ratio=amount, sites=macs.sizes(wanted, counts), target=target)
-    corrections = work.corrections(plan, images)
+    corrections = work.corrections(
+        repair, {name: torch.tensor(indices) for name, indices in plan.kept.items()}
+    )
     return replace(
         plan, calibration_macs=work.macs, corrections=corrections, seconds=time.monotonic() - began
     )
-
-
-def _amount(**amounts: float | None) -> tuple[str, float]:
-    """The one amount that is given."""
-    given = {name: value for name, value in amounts.items() if value is not None}
-    if len(given) != 1:
-        raise UserError(
-            f"plan_pruning was given {' and '.join(given) or 'no amount'}: expected exactly one of "
-            f"{', '.join(amounts)}."
-        )
-    ((name, value),) = given.items()
-    if not isinstance(value, Real):
-        raise UserError(f"{name}={value!r} is no number: expected one, such as ratio=0.5.")
-    if name == "ratio" and not 0 <= value < 1:
-        raise UserError(f"ratio={value} is out of range: expected a share in 0 <= ratio < 1, such as 0.5.")
-    return name, float(value)
-
-
-def _whole(name: str, value: int, least: int) -> int:
-    if not isinstance(value, Integral) or value < least:
-        raise UserError(f"{name}={value!r} is out of range: expected a whole number of {least} or more.")
-    return int(value)
 
 
 def _ready(network: nn.Module) -> Backbone:
@@ -337,31 +288,6 @@ def _ready(network: nn.Module) -> Backbone:
         raise UserError(f"This {network.name} has no weights, it is on torch's meta device: load some first.")
     dense = without_hooks(plain_copy(network)).cpu().eval()
     return dense if {tensor.dtype for tensor in dense.parameters()} == {torch.float64} else dense.float()
-
-
-def _checked(images: Tensor | np.ndarray | None, hungry: list[str], dtype: torch.dtype) -> Tensor | None:
-    """The images as the network takes them."""
-    if images is None:
-        if hungry:
-            raise UserError(
-                f"{' and '.join(hungry)} works on images and none were given: give images= (normalised, "
-                "(N, 3, H, W)), or choose one that is data-free."
-            )
-        return None
-    taken = torch.tensor(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images
-    if not isinstance(taken, Tensor):
-        raise UserError(f"images are a {type(images).__name__}: expected a tensor or an array (N, 3, H, W).")
-    shape = tuple(taken.shape)
-    square = len(shape) == 4 and shape[0] > 0 and shape[1] == 3 and shape[2] == shape[3] > 0
-    if not square or not taken.is_floating_point():
-        raise UserError(
-            f"images are {taken.dtype} of shape {shape}: expected normalised floats (N, 3, H, W), square, as "
-            "lib.networks.backbone.normalised(images, network) gives them."
-        )
-    taken = taken.detach().to("cpu", dtype)
-    if not taken.isfinite().all():
-        raise UserError("images hold values that are not finite: expected normalised photographs.")
-    return taken
 
 
 class _SiteMacs:
@@ -402,114 +328,3 @@ class _SiteMacs:
             )
             sizes[name] = SiteSize(self.widths[place], wanted[place], counts[place], before, after)
         return sizes
-
-
-class _Calibration:
-    """What is computed on images, and its MACs."""
-
-    def __init__(self, network: Backbone, sites: list[Site], image_size: int, seed: int):
-        self.network, self.sites, self.image_size, self.seed = network, sites, image_size, seed
-        self.moments: dict[str, dict[str, Moments]] = {}
-        self.macs = 0
-
-    def _pass(self, network: nn.Module, images: Tensor) -> None:
-        self.macs += len(images) * forward_macs(network, images.shape[-1])
-
-    def _looked_at(self, kind: str, images: Tensor | None, count: int) -> tuple[nn.Module, Tensor]:
-        """The dense network and the `images` given, or `count` "synthetic" ones."""
-        if kind != "synthetic":
-            return self.network, images
-        # Batch norms bring each channel back to the mean and deviation that it has on photographs.
-        dtype = next(self.network.parameters()).dtype
-        images = synthetic_images(count, self.image_size, self.seed).to(dtype)
-        network = copy.deepcopy(self.network)
-        reestimate_norms(network, images)
-        self._pass(network, images)
-        return network, images
-
-    def _moments(self, kind: str, images: Tensor | None) -> dict[str, Moments]:
-        """Moments on the `images` given, or on "synthetic" ones."""
-        if kind not in self.moments:
-            network, images = self._looked_at(kind, images, SYNTHETIC_IMAGES)
-            self._pass(network, images)
-            self.moments[kind] = reader_moments(network, self.sites, images)
-        return self.moments[kind]
-
-    def ranked(self, criterion: str, images: Tensor | None) -> list[Ranked]:
-        """The scores of every site's filters."""
-        inputs = {}
-        if CRITERIA[criterion].needs_images:
-            inputs = self._moments("images", images)
-            for site in self.sites:
-                self.macs += sum(elimination_macs(self.network, c, inputs[c.name]) for c in site.consumers)
-        ranked = []
-        for place, site in enumerate(self.sites):
-            # A seed per site: `random` must not draw the same order everywhere.
-            generator = torch.Generator().manual_seed(self.seed * 10_007 + place)
-            scores = score_filters(Evidence(self.network, site, generator, inputs), criterion)
-            ranked.append(Ranked(scores, site.unit, site.kind))
-        return ranked
-
-    def corrections(self, plan: PruningPlan, images: Tensor | None) -> dict[str, Tensor]:
-        """The tensors of the pruned network that the plan's repair changes."""
-        if plan.repair == "none":
-            return {}
-        try:
-            found = (self._of_cut if REPAIRS[plan.repair].cut else self._of_masked)(plan, images)
-        except torch.linalg.LinAlgError as error:
-            raise UserError(
-                f"repair={plan.repair!r} cannot be solved ({error}): give other images."
-            ) from error
-        for name, value in found.items():
-            if not value.isfinite().all():
-                raise UserError(
-                    f"repair={plan.repair!r} leads to values that are not finite in {name}: expected finite "
-                    "weights, and images normalised as the network's are."
-                )
-        return found
-
-    def _of_masked(self, plan: PruningPlan, images: Tensor | None) -> dict[str, Tensor]:
-        """The same of a repair that works on a dense copy whose removed channels are masked."""
-        repair = REPAIRS[plan.repair]
-        masked = copy.deepcopy(self.network)
-        kept = {name: torch.tensor(indices) for name, indices in plan.kept.items()}
-        damage = Damage(masked, self.sites, kept)
-        if repair.solves:
-            damage.dense = self._moments(repair.needs, images)
-            for site in self.sites:
-                for reader in site.readers:
-                    count = len(kept[site.name])
-                    self.macs += solving_macs(masked, reader, damage.dense[reader.name], count)
-        elif repair.needs == "images":
-            damage.images = images
-            self._pass(masked, images)
-        handles = [handle for site in self.sites for handle in mask_channels(masked, site, kept[site.name])]
-        repair.correct(damage)
-        for handle in handles:
-            handle.remove()
-        before = self.network.state_dict()
-        changed = [n for n, value in masked.state_dict().items() if not torch.equal(value, before[n])]
-        remove(masked, plan)
-        after = masked.state_dict()
-        return {name: after[name].clone() for name in changed}
-
-    def _of_cut(self, plan: PruningPlan, images: Tensor | None) -> dict[str, Tensor]:
-        """The same of a repair that works on the pruned network itself."""
-        repair = REPAIRS[plan.repair]
-        dense, images = self._looked_at(repair.needs, images, MORE_SYNTHETIC_IMAGES)
-        kept = {name: torch.tensor(indices) for name, indices in plan.kept.items()}
-        small = replace(plan, corrections={}).apply(dense).eval()
-        damage = Damage(small, self.sites, kept, images, original=copy.deepcopy(dense).eval())
-        start, before = (
-            replace(plan, corrections={}).apply(net).state_dict() for net in (self.network, dense)
-        )
-        self._pass(dense, images)
-        self._pass(small, images)
-        repair.correct(damage)
-        self.macs += damage.macs
-        # What the synthetic images alone did to the norms does not stay.
-        return {
-            name: start[name] + value - before[name]
-            for name, value in small.state_dict().items()
-            if not torch.equal(value, before[name])
-        }

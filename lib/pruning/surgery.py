@@ -1,5 +1,7 @@
 """Remove channels from a network's modules, in place; or mask them, which computes the same."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -13,6 +15,14 @@ def keep_channels(network: nn.Module, site: Site, kept: Tensor) -> None:
         _keep_outputs(network.get_submodule(name), kept)
     for reader in site.readers:
         _keep_inputs(network.get_submodule(reader.name), kept)
+
+
+def cut(network: nn.Module, sites: list[Site], kept: dict[str, Tensor]) -> nn.Module:
+    """A copy that keeps the channels `kept` of each site."""
+    small = copy.deepcopy(network)
+    for site in sites:
+        keep_channels(small, site, kept[site.name])
+    return small
 
 
 def mask_channels(network: nn.Module, site: Site, kept: Tensor) -> list[RemovableHandle]:

@@ -1,0 +1,125 @@
+"""What a plan is computed from: scores and corrections, on images where they need some, and its MACs."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from lib.common.errors import UserError
+from lib.networks.macs import forward_macs
+from lib.pruning.allocation import Ranked
+from lib.pruning.criteria import CRITERIA, Evidence, elimination_macs, score_filters
+from lib.pruning.repairs import REPAIRS, Damage, Repair, solving_macs
+from lib.pruning.sites import Site
+from lib.pruning.statistics import Moments, reader_moments, reestimate_norms, synthetic_images
+from lib.pruning.surgery import cut, mask_channels
+
+SYNTHETIC_IMAGES = 64
+MORE_SYNTHETIC_IMAGES = 256  # for a repair that fits every layer
+
+
+class Calibration:
+    """What criterion and repair compute on the `images` given or on synthetic ones, and its MACs so far."""
+
+    def __init__(
+        self, network: nn.Module, sites: list[Site], images: Tensor | None, image_size: int, seed: int
+    ):
+        self.network, self.sites, self.images = network, sites, images
+        self.image_size, self.seed = image_size, seed
+        self.moments: dict[str, dict[str, Moments]] = {}
+        self.macs = 0
+
+    def _pass(self, network: nn.Module, images: Tensor) -> None:
+        self.macs += len(images) * forward_macs(network, images.shape[-1])
+
+    def _looked_at(self, kind: str, count: int) -> tuple[nn.Module, Tensor]:
+        """The dense network and the images given, or `count` "synthetic" ones."""
+        if kind != "synthetic":
+            return self.network, self.images
+        # Batch norms bring each channel back to the mean and deviation that it has on photographs.
+        dtype = next(self.network.parameters()).dtype
+        images = synthetic_images(count, self.image_size, self.seed).to(dtype)
+        network = copy.deepcopy(self.network)
+        reestimate_norms(network, images)
+        self._pass(network, images)
+        return network, images
+
+    def _moments(self, kind: str) -> dict[str, Moments]:
+        """Moments on the images given, or on "synthetic" ones."""
+        if kind not in self.moments:
+            network, images = self._looked_at(kind, SYNTHETIC_IMAGES)
+            self._pass(network, images)
+            self.moments[kind] = reader_moments(network, self.sites, images)
+        return self.moments[kind]
+
+    def ranked(self, criterion: str) -> list[Ranked]:
+        """The scores of every site's filters."""
+        inputs = {}
+        if CRITERIA[criterion].needs_images:
+            inputs = self._moments("images")
+            for site in self.sites:
+                self.macs += sum(elimination_macs(self.network, c, inputs[c.name]) for c in site.consumers)
+        ranked = []
+        for place, site in enumerate(self.sites):
+            # A seed per site: `random` must not draw the same order everywhere.
+            generator = torch.Generator().manual_seed(self.seed * 10_007 + place)
+            scores = score_filters(Evidence(self.network, site, generator, inputs), criterion)
+            ranked.append(Ranked(scores, site.unit, site.kind))
+        return ranked
+
+    def corrections(self, name: str, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the repair `name` changes of the network that keeps `kept` of each site: tensors by name."""
+        if name == "none":
+            return {}
+        try:
+            found = (self._of_cut if REPAIRS[name].cut else self._of_masked)(REPAIRS[name], kept)
+        except torch.linalg.LinAlgError as error:
+            raise UserError(f"repair={name!r} cannot be solved ({error}): give other images.") from error
+        for tensor, value in found.items():
+            if not value.isfinite().all():
+                raise UserError(
+                    f"repair={name!r} leads to values that are not finite in {tensor}: expected finite "
+                    "weights, and images normalised as the network's are."
+                )
+        return found
+
+    def _of_masked(self, repair: Repair, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same of a repair that works on a dense copy whose removed channels are masked."""
+        masked = copy.deepcopy(self.network)
+        damage = Damage(masked, self.sites, kept)
+        if repair.solves:
+            damage.dense = self._moments(repair.needs)
+            for site in self.sites:
+                for reader in site.readers:
+                    count = len(kept[site.name])
+                    self.macs += solving_macs(masked, reader, damage.dense[reader.name], count)
+        elif repair.needs == "images":
+            damage.images = self.images
+            self._pass(masked, self.images)
+        handles = [handle for site in self.sites for handle in mask_channels(masked, site, kept[site.name])]
+        repair.correct(damage)
+        for handle in handles:
+            handle.remove()
+        before = self.network.state_dict()
+        changed = [
+            name for name, value in masked.state_dict().items() if not torch.equal(value, before[name])
+        ]
+        after = cut(masked, self.sites, kept).state_dict()
+        return {name: after[name] for name in changed}
+
+    def _of_cut(self, repair: Repair, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same of a repair that works on the pruned network itself."""
+        dense, images = self._looked_at(repair.needs, MORE_SYNTHETIC_IMAGES)
+        small = cut(dense, self.sites, kept).eval()
+        damage = Damage(small, self.sites, kept, images, original=copy.deepcopy(dense).eval())
+        start, before = (cut(network, self.sites, kept).state_dict() for network in (self.network, dense))
+        self._pass(dense, images)
+        self._pass(small, images)
+        repair.correct(damage)
+        self.macs += damage.macs
+        # What the synthetic images alone did to the norms does not stay.
+        return {
+            name: start[name] + value - before[name]
+            for name, value in small.state_dict().items()
+            if not torch.equal(value, before[name])
+        }
