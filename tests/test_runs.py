@@ -502,7 +502,14 @@ def test_what_is_no_number_of_a_field_is_refused_in_one_sentence(field, value):
     assert field in str(error.value) and "\n" not in str(error.value) and str(error.value).endswith(".")
 
 
-@pytest.mark.parametrize("wrap", [int, float, np.int64, np.int8, np.float32, np.array, torch.tensor], ids=str)
+def named(call: object) -> str:
+    """A name that every worker of pytest-xdist finds alike: no address."""
+    return getattr(call, "__name__", str(call))
+
+
+@pytest.mark.parametrize(
+    "wrap", [int, float, np.int64, np.int8, np.float32, np.array, torch.tensor], ids=named
+)
 def test_a_number_is_the_same_whatever_it_comes_from(wrap):
     whole = {"seed": 3, "threads": 2, "round_to": 4, "train_images": 64, "image_size": 96, "trials": 1}
     fields = {**ONE_TASK, **whole, "learning_rate": 2.0, "ratio": 0.0}
@@ -511,7 +518,7 @@ def test_a_number_is_the_same_whatever_it_comes_from(wrap):
     assert json.dumps(found.model_dump()) == json.dumps(RunSpec(**fields).model_dump())
 
 
-@pytest.mark.parametrize("wrap", [list, tuple, np.array, pd.Series, torch.tensor], ids=str)
+@pytest.mark.parametrize("wrap", [list, tuple, np.array, pd.Series, torch.tensor], ids=named)
 def test_budgets_may_come_in_any_sequence(wrap):
     assert RunSpec(**ONE_TASK | {"budgets": wrap([0.25, 2.0])}).budgets == [0.25, 2.0]
     assert RunSpec(**ONE_TASK | {"budgets": [np.int64(1), np.float32(2)]}).budgets == [1.0, 2.0]

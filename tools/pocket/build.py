@@ -8,6 +8,7 @@ cards of the others.
 
 import argparse
 import hashlib
+import importlib
 import io
 import json
 import sys
@@ -21,9 +22,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lib.common.errors import UserError
 from lib.common.files import atomic_path
-from tools.pocket import TASKS, Sources, Task, split_samples
 from tools.pocket.baselines import baselines
-from tools.pocket.common import SIDE, SPLITS, Sample
+from tools.pocket.common import SIDE, SPLITS, TASKS, Sample, Sources, Task, split_samples
+
+# Importing a module registers its tasks.
+for _module in ("characters", "drawings", "photographs", "products", "textures"):
+    importlib.import_module(f"tools.pocket.{_module}")
 
 SHEET_COLUMNS, SHEET_ROWS, LABEL_HEIGHT = 10, 4, 22
 LARGEST_SHEET = 100_000  # bytes; noisy sheets get fewer colours
