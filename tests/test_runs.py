@@ -712,7 +712,7 @@ def test_the_notebook_refuses_a_misspelt_parameter_however_it_is_run(how):
         notebook.cells[place].source += "\nraito = 0.9"
     resources = {"metadata": {"path": str(ROOT / "notebooks")}}
     with pytest.raises(CellExecutionError, match="Unknown field 'raito' in RunSpec: expected") as error:
-        NotebookClient(notebook, kernel_name="python3", resources=resources).execute()
+        NotebookClient(notebook, kernel_name="python3", resources=resources, startup_timeout=600).execute()
     assert error.value.ename == "UserError"
 
 
