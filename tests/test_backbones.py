@@ -1,6 +1,7 @@
 """Backbones: names, shapes, pretrained weights that recognise photographs, errors without a network."""
 
 import re
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ def no_network(monkeypatch, tmp_path) -> Path:
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
+    # urllib keeps the proxies of its first call for the whole process: these are not to outlive the test.
+    monkeypatch.setattr(urllib.request, "_opener", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return tmp_path / "hub" / "checkpoints"
 
