@@ -42,26 +42,16 @@ class Explorer:
         self.dense: dict[tuple[str, str | None], tuple[Backbone, Tensor, float]] = {}
         self.backbone = Dropdown(options=BACKBONES, description="backbone")
         self.network = Text(placeholder="or timm:NAME or torchvision:NAME", continuous_update=False)
-        self.weights = Text(
-            placeholder="a checkpoint of your own: .pth, .safetensors", continuous_update=False
-        )
+        self.weights = Text(placeholder="a checkpoint of your own: .pth, .safetensors", continuous_update=False)
         self.ratio = FloatSlider(
-            value=0.5,
-            min=0,
-            max=0.9,
-            step=0.05,
-            description="removed",
-            readout_format=".0%",
-            continuous_update=False,
+            value=0.5, min=0, max=0.9, step=0.05, description="removed", readout_format=".0%", continuous_update=False
         )
         self.criterion = Dropdown(options=list(CRITERIA), value="activation", description="criterion")
         self.repair = Dropdown(options=list(REPAIRS), value="mean", description="repair")
         self.granularity = Dropdown(options=GRANULARITIES, description="granularity")
         self.task = Dropdown(options=list(list_tasks("pocket")["name"]), description="task")
         self.folder = Text(
-            placeholder="or a folder of your own: train/<class>/*",
-            layout=Layout(width="28em"),
-            continuous_update=False,
+            placeholder="or a folder of your own: train/<class>/*", layout=Layout(width="28em"), continuous_update=False
         )
         self.start = Button(description="fine-tune", button_style="primary")
         self.summary, self.message, self.classes = HTML(), HTML(), HTML()
@@ -107,9 +97,7 @@ class Explorer:
         if self.chosen not in self.dense:
             name, weights = self.chosen
             network = load_backbone(name, weights=weights)
-            images = normalised(
-                mixed_images(CALIBRATION_IMAGES + IMAGES, IMAGE_SIZE).permute(0, 3, 1, 2), network
-            )
+            images = normalised(mixed_images(CALIBRATION_IMAGES + IMAGES, IMAGE_SIZE).permute(0, 3, 1, 2), network)
             took = measure_latency(network, IMAGE_SIZE, batch_size=BATCH)
             self.dense[self.chosen] = network, images, took
         dense, images, dense_time = self.dense[self.chosen]

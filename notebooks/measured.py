@@ -69,12 +69,7 @@ def time_table(backbones: Iterable[str], ratios: Iterable[float], image_size: in
                     table = _times(pruned, spec, image_size)
                 shares = table[["macs", "ms"]] / whole[["macs", "ms"]]
                 table[["share_of_macs", "share_of_time"]] = shares
-                about = {
-                    "backbone": backbone,
-                    "granularity": granularity,
-                    "ratio": ratio,
-                    "precision": spec.precision,
-                }
+                about = {"backbone": backbone, "granularity": granularity, "ratio": ratio, "precision": spec.precision}
                 tables.append(pd.DataFrame(about, index=table.index).join(table))
     return pd.concat(tables, ignore_index=True)
 

@@ -17,14 +17,7 @@ from lib.common.errors import UserError, exit_with_one_sentence
 from lib.common.files import atomic_path
 from lib.common.paths import FIGURES, PAPER_RECORDS, ROOT
 from lib.evidence import adviser, scaling
-from lib.evidence.records import (
-    COMPARED,
-    Estimate,
-    arms,
-    at_shared_budgets,
-    improvement_over_dense,
-    load_records,
-)
+from lib.evidence.records import COMPARED, Estimate, arms, at_shared_budgets, improvement_over_dense, load_records
 from lib.networks.backbone import load_backbone
 from lib.networks.macs import forward_macs
 from lib.runs.profiles import arms_of
@@ -46,9 +39,7 @@ def published_claims() -> list[tuple[Claim, Estimate]]:
 def generated_files(found: list[tuple[Claim, Estimate]]) -> dict[str, str]:
     """Name -> text of every generated file, given the claims' estimates."""
     records = load_records("paper", *COMPARED)
-    estimates = {
-        claim.id: {end: _rounded(value) for end, value in now._asdict().items()} for claim, now in found
-    }
+    estimates = {claim.id: {end: _rounded(value) for end, value in now._asdict().items()} for claim, now in found}
     return {
         "claims.json": json.dumps(estimates, indent=1) + "\n",
         "claims.tex": _macros("claim", {claim.id: claim.sentence(now) for claim, now in found}),
@@ -169,9 +160,7 @@ def _improvement(records: pd.DataFrame) -> str:
     measured = 100 * gains.filter(like="accuracy_gain")
     texts = gains[["budget", "unit"]].assign(
         ratio=gains["arm"].map(arms(records)["ratio"]),
-        text=[
-            f"{gain:+.0f} [{low:+.0f}, {high:+.0f}]" for gain, low, high in measured.itertuples(index=False)
-        ],
+        text=[f"{gain:+.0f} [{low:+.0f}, {high:+.0f}]" for gain, low, high in measured.itertuples(index=False)],
     )
     wide = texts.pivot(index="budget", columns=["unit", "ratio"], values="text").fillna("--")
     wide = wide.sort_index(axis=1, level="ratio", sort_remaining=False)[records["unit"].unique()]
@@ -201,13 +190,8 @@ def _tabular(table: pd.DataFrame, words: int = 1) -> str:
 
 def drawn_at() -> str:
     """Macros of the commit whose code drew each figure, shortened; with a + where lib/ had changed since."""
-    commits = {
-        file.stem: json.loads(file.read_text())["commit"]
-        for file in sorted((FIGURES / "paper").glob("*.json"))
-    }
-    short = {
-        name: commit[:7] + ("+" if commit.endswith("changes") else "") for name, commit in commits.items()
-    }
+    commits = {file.stem: json.loads(file.read_text())["commit"] for file in sorted((FIGURES / "paper").glob("*.json"))}
+    short = {name: commit[:7] + ("+" if commit.endswith("changes") else "") for name, commit in commits.items()}
     return _macros("drawnat", short)
 
 

@@ -67,9 +67,7 @@ class NotMeasured(UserError):
     """The profile's records do not have what a claim is about."""
 
     def __init__(self, claim: str = "a claim"):
-        super().__init__(
-            f"The records do not have what {claim} is about: run the arms and budgets that it names."
-        )
+        super().__init__(f"The records do not have what {claim} is about: run the arms and budgets that it names.")
 
 
 ESTIMATORS: dict[str, Callable[..., Estimate]] = {}

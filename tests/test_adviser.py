@@ -94,9 +94,7 @@ def test_a_budget_that_was_not_measured_is_refused(records, budget):
 
 
 def test_arms_that_were_not_run_up_to_the_budget_are_left_out(records):
-    longer = records[(records["arm"] == "dense") & (records["budget"] == 2)].assign(
-        budget=8.0, limit_macs=800
-    )
+    longer = records[(records["arm"] == "dense") & (records["budget"] == 2)].assign(budget=8.0, limit_macs=800)
     more = pd.concat([records, longer], ignore_index=True)
     assert recommend(4, "task2", more).arm == "dense"
     for budget in (0.5, 1, 2):
@@ -127,9 +125,7 @@ def test_records_of_one_run_are_advice(tmp_path):
 def test_budgets_that_are_not_nested_are_read_between(records):
     """Dense at 0.5 and 2, half at 0.5 and 8: half's error at 2 lies on the line between its own."""
     later = records["budget"].eq(2) & records["arm"].eq("half")
-    apart = records.assign(
-        budget=records["budget"].mask(later, 8.0), limit_macs=records["limit_macs"].mask(later, 800)
-    )
+    apart = records.assign(budget=records["budget"].mask(later, 8.0), limit_macs=records["limit_macs"].mask(later, 800))
     # Without the third task: dense 0.8 and 0.25; half 0.55, 0.475 (half way to 8) and 0.4.
     found = recommend(2, "task2", apart)
     assert found.arm == "dense" and found.error.value == pytest.approx(0.25)
@@ -149,10 +145,7 @@ def broken(records: pd.DataFrame, **columns) -> pd.DataFrame:
 REFUSED = {
     "none at all": (lambda r: r[:0], "There are no records: expected"),
     "one task, which is asked for": (lambda r: r[r["task"] == "task1"], "of task1 alone: expected another"),
-    "an error that is no number": (
-        lambda r: broken(r, error_test=np.nan),
-        "no number in 1 records, of task0",
-    ),
+    "an error that is no number": (lambda r: broken(r, error_test=np.nan), "no number in 1 records, of task0"),
     "two units": (lambda r: broken(r, reference="other@64"), "in units of other@64 and net@64: expected one"),
     "other compute": (lambda r: broken(r, limit_macs=7), "do not compare: expected the same"),
     "a task lacking": (lambda r: r[1:], "do not compare: expected the same tasks"),

@@ -17,12 +17,7 @@ from lib.evidence.records import (
 )
 
 # Errors of two tasks. Dense: accuracies 0.2 and 0.4. Pruned: 0.3 and 0.6.
-ERRORS = {
-    ("dense", 0.5): [0.8, 0.6],
-    ("dense", 1.0): [0.5, 0.5],
-    ("half", 0.5): [0.7, 0.4],
-    ("half", 1.0): [0.6, 0.5],
-}
+ERRORS = {("dense", 0.5): [0.8, 0.6], ("dense", 1.0): [0.5, 0.5], ("half", 0.5): [0.7, 0.4], ("half", 1.0): [0.6, 0.5]}
 
 
 def records_of(errors: dict[tuple[str, float], list[float]]) -> pd.DataFrame:
@@ -118,9 +113,7 @@ def test_mean_errors_by_hand():
 def with_seeds(seeds: dict[str, int]) -> pd.DataFrame:
     """Each arm with so many seeds, each of them a tenth above the one before."""
     copies = [
-        records_of({key: [error + seed / 10 for error in errors] for key, errors in ERRORS.items()}).assign(
-            seed=seed
-        )
+        records_of({key: [error + seed / 10 for error in errors] for key, errors in ERRORS.items()}).assign(seed=seed)
         for seed in range(max(seeds.values()))
     ]
     records = pd.concat(copies)

@@ -180,9 +180,7 @@ WRITTEN = {
         "state_dict": {f"model._orig_mod.{name}": value for name, value in state.items()}
     },
     "without counters": lambda state: {n: v for n, v in state.items() if not n.endswith("batches_tracked")},
-    "in half precision": lambda state: {
-        n: v.half().float() if v.is_floating_point() else v for n, v in state.items()
-    },
+    "in half precision": lambda state: {n: v.half().float() if v.is_floating_point() else v for n, v in state.items()},
 }
 
 
@@ -257,19 +255,10 @@ class Unsafe:
 
 MISFITS = {
     "another network": (lambda state: timm.create_model("resnet34").state_dict(), "unexpected body.layer1.2"),
-    "a tensor missing": (
-        lambda state: _without(state, "layer2.0.conv1.weight"),
-        "without body.layer2.0.conv1",
-    ),
+    "a tensor missing": (lambda state: _without(state, "layer2.0.conv1.weight"), "without body.layer2.0.conv1"),
     "one too many": (lambda state: {**state, "extra.weight": torch.ones(1)}, "unexpected body.extra.weight"),
-    "another shape": (
-        lambda state: {**state, "conv1.weight": torch.ones(64, 3, 3, 3)},
-        "shape of body.conv1",
-    ),
-    "a classifier of other inputs": (
-        lambda state: {**state, "fc.weight": torch.ones(5, 9)},
-        "classifier.weight",
-    ),
+    "another shape": (lambda state: {**state, "conv1.weight": torch.ones(64, 3, 3, 3)}, "shape of body.conv1"),
+    "a classifier of other inputs": (lambda state: {**state, "fc.weight": torch.ones(5, 9)}, "classifier.weight"),
     "nothing": (lambda state: {}, "without body.bn1"),
     "a list": (lambda state: [1, 2], "holds no state dict"),
     "numbers": (lambda state: {"conv1.weight": 3}, "holds no state dict"),
@@ -297,11 +286,7 @@ def test_unreadable_weights_are_refused(name, folder):
 
 @pytest.mark.parametrize(
     ("name", "close"),
-    [
-        ("timm:resnet_18", "resnet18"),
-        ("torchvision:resnet19", "resnet18"),
-        ("timm:resnet18.mine", "resnet18"),
-    ],
+    [("timm:resnet_18", "resnet18"), ("torchvision:resnet19", "resnet18"), ("timm:resnet18.mine", "resnet18")],
 )
 def test_unknown_networks_of_a_library_are_refused_with_the_nearest_names(name, close):
     with pytest.raises(UserError, match=re.escape(repr(name))) as error:

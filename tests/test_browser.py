@@ -52,9 +52,7 @@ def lab(tmp_path):
         server = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=os.environ | home)
         try:
             deadline = time.monotonic() + 60
-            while not (
-                found := re.search(r"http://(localhost|127\.0\.0\.1):\d+/", (tmp_path / "log").read_text())
-            ):
+            while not (found := re.search(r"http://(localhost|127\.0\.0\.1):\d+/", (tmp_path / "log").read_text())):
                 assert time.monotonic() < deadline and server.poll() is None, (tmp_path / "log").read_text()
                 time.sleep(0.2)
             yield found[0]
@@ -109,9 +107,7 @@ def test_the_picture_follows_the_slider_and_a_curve_grows(lab, browser):
     wait.until(lambda b: "dense epochs ..." in b.find_elements(By.CSS_SELECTOR, SUMMARY)[2].text)
     long_wait = WebDriverWait(browser, 300)
     said = long_wait.until(
-        lambda b: (
-            (text := b.find_elements(By.CSS_SELECTOR, SUMMARY)[2].text).startswith("0.125: error") and text
-        )
+        lambda b: (text := b.find_elements(By.CSS_SELECTOR, SUMMARY)[2].text).startswith("0.125: error") and text
     )
     assert len(re.findall(r"error 0\.\d{3}", said)) == 5
     assert browser.find_elements(By.CSS_SELECTOR, PICTURE)[1].size["height"] > 100

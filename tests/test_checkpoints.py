@@ -60,9 +60,7 @@ def assert_equal_states(found: dict[str, torch.Tensor], expected: dict[str, torc
 
 @pytest.mark.parametrize("kind", ["classes", "tags", "frozen norms"])
 @pytest.mark.parametrize("stop", [1, 5, 6, 7, 11, 12])
-def test_a_training_that_was_stopped_goes_on_to_the_same_weights(
-    forgetful, clothes, folder, monkeypatch, kind, stop
-):
+def test_a_training_that_was_stopped_goes_on_to_the_same_weights(forgetful, clothes, folder, monkeypatch, kind, stop):
     train, recipe = clothes.train, {"frozen_norms": kind == "frozen norms"}
     if kind == "tags":
         train = Split(train.images, nn.functional.one_hot(train.labels, 10).float())

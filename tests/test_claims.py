@@ -100,9 +100,7 @@ def test_an_unknown_estimator_is_refused(tmp_path, monkeypatch):
     file = tmp_path / "claims.yaml"
     file.write_text("- {id: a, says: x, estimator: guess, arguments: {}, holds: value > 0}")
     monkeypatch.setattr(claims, "CLAIMS", file)
-    with pytest.raises(
-        UserError, match=r"estimator of claim a in claims\.yaml 'guess': expected one of improvement, "
-    ):
+    with pytest.raises(UserError, match=r"estimator of claim a in claims\.yaml 'guess': expected one of improvement, "):
         load_claims()
 
 
@@ -132,9 +130,7 @@ def test_the_paper_uses_what_is_generated_and_every_claim_once_at_least():
     text = (paper.ROOT / "paper" / "main.tex").read_text()
     for kind, file in (("claim", "claims.tex"), ("val", "numbers.tex")):
         used = set(re.findall(rf"\\{kind}\{{([^}}]+)\}}", text))
-        defined = set(
-            re.findall(rf"csname {kind}@([^\\]+)\\endcsname\{{", (paper.GENERATED / file).read_text())
-        )
+        defined = set(re.findall(rf"csname {kind}@([^\\]+)\\endcsname\{{", (paper.GENERATED / file).read_text()))
         assert used <= defined
         assert used == defined or kind == "val"
     drawn = set(re.findall(r"\\(?:drawnby|wide)\{(\w+)\}", text))
@@ -213,22 +209,16 @@ def test_records_measured_anew_are_what_the_claims_are_tested_on(committed, caps
 
 def test_records_of_other_budgets_than_listed_are_caught(committed, monkeypatch):
     monkeypatch.setattr(
-        verify,
-        "arms_of",
-        lambda profile: arms_of(profile) | {"dense": arms_of(profile)["dense"] | {"budgets": [1.0]}},
+        verify, "arms_of", lambda profile: arms_of(profile) | {"dense": arms_of(profile)["dense"] | {"budgets": [1.0]}}
     )
     assert verify.unlike_their_arms() == ["dense"]
     with pytest.raises(UserError, match=r"The records of dense were not measured with what profiles\.toml"):
         verify.main("smoke")
 
 
-@pytest.mark.parametrize(
-    "field", [{"calibration_images": 32}, {"scope": "global"}, {"reference": "resnet50@64"}]
-)
+@pytest.mark.parametrize("field", [{"calibration_images": 32}, {"scope": "global"}, {"reference": "resnet50@64"}])
 def test_records_of_other_fields_than_a_run_would_have_are_caught(monkeypatch, field):
     """Also one that the profile does not list and RunSpec fills in."""
     listed = arms_of("paper")
-    monkeypatch.setattr(
-        verify, "arms_of", lambda _: {"dense": listed["dense"] | field, "small": listed["small"]}
-    )
+    monkeypatch.setattr(verify, "arms_of", lambda _: {"dense": listed["dense"] | field, "small": listed["small"]})
     assert verify.unlike_their_arms() == ["dense"]

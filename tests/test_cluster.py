@@ -172,9 +172,7 @@ def test_a_scheduler_and_two_workers_of_their_own(project, expected, cluster, tm
     assert_same(project, expected)
 
 
-@pytest.mark.skipif(
-    bool(MISSING), reason=f"{', '.join(MISSING)} not here: run `apt-get install slurm-wlm munge`"
-)
+@pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not here: run `apt-get install slurm-wlm munge`")
 @pytest.mark.skipif(os.geteuid() != 0, reason="Slurm's daemons want to be root")
 def test_a_real_slurm_gives_the_same_records(project, expected, cluster, monkeypatch, tmp_path):
     """Also when one of its jobs is cancelled: another takes its place."""

@@ -81,9 +81,7 @@ def test_text_has_line_feeds_whatever_git_is_told(tmp_path):
     command = ["git", "-c", "safe.directory=*", "-c", "core.autocrlf=true"]
     copy = tmp_path / "copy"
     subprocess.run([*command, "clone", "-q", "--depth=1", ROOT.as_uri(), copy], check=True)
-    listed = subprocess.run(
-        [*command, "ls-files", "--eol"], cwd=copy, capture_output=True, text=True, check=True
-    )
+    listed = subprocess.run([*command, "ls-files", "--eol"], cwd=copy, capture_output=True, text=True, check=True)
     kinds = {line.split()[1] for line in listed.stdout.splitlines()}
     assert "w/lf" in kinds and kinds <= {"w/lf", "w/none", "w/-text"}
 

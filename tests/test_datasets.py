@@ -82,12 +82,7 @@ def test_official_test_images_stay_and_the_rest_is_cut_as_the_benchmark_cuts(tmp
     small("MNIST", monkeypatch, 26)
     prepare("MNIST", tmp_path / "copy")
     found = read_back("MNIST")
-    assert {part: len(images) for part, images in found.items()} == {
-        "train": 14,
-        "dev": 3,
-        "dev_test": 3,
-        "test": 6,
-    }
+    assert {part: len(images) for part, images in found.items()} == {"train": 14, "dev": 3, "dev_test": 3, "test": 6}
     assert Counter(found.pop("test")) == written["test"] and every(found) == written["train"]
 
 
@@ -126,9 +121,7 @@ def test_content_follows_the_images_and_not_where_they_lie(tmp_path, monkeypatch
         monkeypatch.setenv("DATASETS", str(tmp_path / f"made of {copy}"))
         small("UIUC cars", monkeypatch, 20)
         prepare("UIUC cars", tmp_path / copy)
-        contents.append(
-            (ArchiveSource(archive_of("UIUC cars")).content(), archive_of("UIUC cars").read_bytes())
-        )
+        contents.append((ArchiveSource(archive_of("UIUC cars")).content(), archive_of("UIUC cars").read_bytes()))
     assert contents[0] == contents[1] and contents[0][0] != contents[2][0]
 
 
@@ -168,18 +161,14 @@ def test_what_cannot_be_prepared_is_said_in_one_sentence(tmp_path, monkeypatch):
     assert not archive_of("MNIST").exists()
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 99]
-)
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 99])
 def test_a_damaged_image_is_named_and_nothing_is_left_behind(tmp_path, monkeypatch, damage):
     for number in range(20):
         image(tmp_path / f"copy/pos/{number}.pgm", channels=1)
     broken = tmp_path / "copy/pos/7.pgm"
     broken.write_bytes(damage(broken.read_bytes()))
     small("UIUC cars", monkeypatch, 20)
-    with pytest.raises(
-        UserError, match=r"7\.pgm cannot be read .*: it is damaged, or not what its name says"
-    ):
+    with pytest.raises(UserError, match=r"7\.pgm cannot be read .*: it is damaged, or not what its name says"):
         prepare("UIUC cars", tmp_path / "copy")
     assert list(archive_of("UIUC cars").parent.iterdir()) == []
 
@@ -239,11 +228,7 @@ def idx(values: np.ndarray) -> bytes:
 
 def digits(count: int, side: int) -> tuple[np.ndarray, np.ndarray, list[tuple[str, bytes]]]:
     values, labels = RNG.integers(0, 256, (count, side, side), np.uint8), RNG.integers(0, 10, count, np.uint8)
-    return (
-        values,
-        labels,
-        [(str(label), image.tobytes()) for image, label in zip(values, labels, strict=True)],
-    )
+    return (values, labels, [(str(label), image.tobytes()) for image, label in zip(values, labels, strict=True)])
 
 
 def cifar10(copy: Path) -> tuple[str, Truth]:
@@ -286,9 +271,7 @@ def usps(copy: Path) -> tuple[str, Truth]:
 def mnist_m(copy: Path) -> tuple[str, Truth]:
     truth = []
     for part, count in (("train", 30), ("test", 10)):
-        names = {
-            f"mnist_m_{part}/{number:08d}.png": str((number + len(part)) % 10) for number in range(count)
-        }
+        names = {f"mnist_m_{part}/{number:08d}.png": str((number + len(part)) % 10) for number in range(count)}
         truth += files(copy / "mnist_m", names)  # names of train and test are the same, their classes are not
         lines = [f"{Path(name).name} {label}\n" for name, label in names.items()]
         (copy / f"mnist_m/mnist_m_{part}_labels.txt").write_text("".join(lines))
@@ -337,11 +320,7 @@ def scenes15(copy: Path) -> tuple[str, Truth]:
 
 def isic(copy: Path) -> tuple[str, Truth]:
     truth, kinds = {}, ["nevus", "melanoma", "seborrheic keratosis"]
-    for folder, part, count in (
-        ("Training", "train", 30),
-        ("Validation", "dev_test", 9),
-        ("Test_v2", "test", 12),
-    ):
+    for folder, part, count in (("Training", "train", 30), ("Validation", "dev_test", 9), ("Test_v2", "test", 12)):
         names = {f"ISIC-2017_{folder}_Data/ISIC_{n:07d}.jpg": kinds[n * n % 3] for n in range(count)}
         truth[part] = files(copy, names)
         rows = [
@@ -401,18 +380,14 @@ def coil20(copy: Path) -> tuple[str, Truth]:
 
 
 def mpeg7(copy: Path) -> tuple[str, Truth]:
-    names = {
-        f"shapes/{'apple' if n % 2 else 'device1'}-{n}.png": ["device1", "apple"][n % 2] for n in range(40)
-    }
+    names = {f"shapes/{'apple' if n % 2 else 'device1'}-{n}.png": ["device1", "apple"][n % 2] for n in range(40)}
     return "MPEG-7", {"all": files(copy, names, channels=1)}
 
 
 def mpeg7_packed(copy: Path) -> tuple[str, Truth]:
     pytest.importorskip("libarchive")
     name, truth = mpeg7(copy)
-    with zipfile.ZipFile(
-        copy / "mpeg7shapeB-PNG.rar", "w"
-    ) as archive:  # libarchive goes by what a file holds
+    with zipfile.ZipFile(copy / "mpeg7shapeB-PNG.rar", "w") as archive:  # libarchive goes by what a file holds
         for file in copy.glob("shapes/*"):
             archive.write(file, file.name)
     shutil.rmtree(copy / "shapes")
@@ -438,8 +413,7 @@ def test_each_copy_gives_its_images_and_classes_in_the_benchmark_s_parts(tmp_pat
     small(name, monkeypatch, sum(map(len, truth.values())))
     prepare(name, tmp_path / "copy")
     found = {
-        part: [(label, pixels_of(content)) for label, content in images]
-        for part, images in read_back(name).items()
+        part: [(label, pixels_of(content)) for label, content in images] for part, images in read_back(name).items()
     }
     for official, images in truth.items():
         key = "train beside dev_test" if official == "train" and "dev_test" in truth else official
@@ -477,9 +451,7 @@ def test_of_each_person_the_last_two_images_are_for_test(tmp_path, monkeypatch):
     ("name", "each", "folder"),
     [("Caltech 101", 30, "101_ObjectCategories/{}"), ("Stanford Dogs", 100, "Images/n0208562{}-breed")],
 )
-def test_of_each_class_the_same_number_trains_and_the_rest_is_tested(
-    tmp_path, monkeypatch, name, each, folder
-):
+def test_of_each_class_the_same_number_trains_and_the_rest_is_tested(tmp_path, monkeypatch, name, each, folder):
     names = {
         f"{folder.format(kind)}/{number}.jpg": Path(folder.format(kind)).name
         for kind in (0, 1)
@@ -514,10 +486,7 @@ def test_mnist_rot_turns_training_images_alone(tmp_path, monkeypatch):
     found = read_back("MNIST-rot")
     assert all(pixels_of(content) == blob.tobytes() for _, content in found["test"])
     # Another library's rotation, by every degree: one of them is near each image.
-    turned = [
-        np.asarray(Image.fromarray(blob).rotate(angle, Image.Resampling.BICUBIC), float)
-        for angle in range(360)
-    ]
+    turned = [np.asarray(Image.fromarray(blob).rotate(angle, Image.Resampling.BICUBIC), float) for angle in range(360)]
     best = []
     for part in ("train", "dev", "dev_test"):
         for _, content in found.get(part, []):

@@ -49,9 +49,7 @@ def test_photographs_are_nearer_to_imagenet_than_digits_and_the_network_is_left_
     network = load_backbone("resnet26_64")
     before = state_of(network)
     digits, materials = (few_images(name, 100, 1, 1).train for name in ("mnist", "materials"))
-    assert distance_to_pretraining(network, materials.images) < distance_to_pretraining(
-        network, digits.images
-    )
+    assert distance_to_pretraining(network, materials.images) < distance_to_pretraining(network, digits.images)
     assert_same_state(network, before)
     assert not any(module._forward_pre_hooks for module in network.modules())
 

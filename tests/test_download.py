@@ -149,8 +149,7 @@ def test_a_killed_download_goes_on(server, tmp_path):
     content = server.files["x"] = random_bytes(2_000_000)
     server.slow = 0.05
     code = (
-        "import pathlib, sys; from tools.datasets.download import fetch; "
-        "fetch(sys.argv[1], pathlib.Path(sys.argv[2]))"
+        "import pathlib, sys; from tools.datasets.download import fetch; fetch(sys.argv[1], pathlib.Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", code, server.url + "x", str(tmp_path / "x")]
     run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -170,17 +169,13 @@ def test_a_killed_download_goes_on(server, tmp_path):
 
 
 def idx(values: np.ndarray) -> bytes:
-    return gzip.compress(
-        struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
-    )
+    return gzip.compress(struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes())
 
 
 @pytest.fixture
 def mnist(server, monkeypatch):
     """A small MNIST that torchvision knows to be on the server; gives its images."""
-    images = {
-        part: RNG.integers(0, 256, (count, 28, 28), np.uint8) for part, count in (("train", 40), ("t10k", 8))
-    }
+    images = {part: RNG.integers(0, 256, (count, 28, 28), np.uint8) for part, count in (("train", 40), ("t10k", 8))}
     for part, values in images.items():
         server.files[f"{part}-images-idx3-ubyte.gz"] = idx(values)
         server.files[f"{part}-labels-idx1-ubyte.gz"] = idx(np.arange(len(values), dtype=np.uint8) % 10)
@@ -219,10 +214,7 @@ def test_a_wrong_checksum_is_said_and_the_file_is_fetched_anew(server, mnist, tm
     server.files[name] = sound
     server.requests.clear()
     download("MNIST", tmp_path)
-    assert [asked for asked, _ in server.requests] == [
-        name,
-        "t10k-labels-idx1-ubyte.gz",
-    ]  # the others are here
+    assert [asked for asked, _ in server.requests] == [name, "t10k-labels-idx1-ubyte.gz"]  # the others are here
 
 
 def test_a_file_that_is_not_on_the_server_is_said(server, mnist, tmp_path):
@@ -257,9 +249,7 @@ def test_a_full_disk_is_said(server, mnist, tmp_path):
     assert len(torchvision.datasets.MNIST(str(tmp_path))) == 40
 
 
-def test_a_stream_s_tasks_are_downloaded_where_they_can_be_and_the_others_said(
-    server, mnist, tmp_path, monkeypatch
-):
+def test_a_stream_s_tasks_are_downloaded_where_they_can_be_and_the_others_said(server, mnist, tmp_path, monkeypatch):
     monkeypatch.setenv("DATASETS", str(tmp_path))
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", server.url + "gone.tar.gz")
     stream = tmp_path / "stream.yaml"
@@ -276,10 +266,6 @@ def test_a_stream_s_tasks_are_downloaded_where_they_can_be_and_the_others_said(
     assert lines[1].endswith(f"Else: {how_to_get('CIFAR10', tmp_path / 'torchvision')}")
     assert not (tmp_path / "torchvision/.CIFAR10-downloads").exists()
     assert lines[2].startswith("everything: ") and "which files to put into" in lines[2]
-    assert (
-        lines[3].startswith("mine: ")
-        and "mine/train/" in lines[3]
-        and not any("\n" in line for line in lines)
-    )
+    assert lines[3].startswith("mine: ") and "mine/train/" in lines[3] and not any("\n" in line for line in lines)
     assert list_tasks(str(stream))["available"].tolist() == [True, False, False, False]
     assert [line.split(":")[0] for line in download_stream(str(stream))] == ["things", "everything", "mine"]

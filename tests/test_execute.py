@@ -31,9 +31,7 @@ def notebook(folder: Path, *cells: str, name: str = "some.ipynb") -> Path:
 
 def printed(output: Path) -> str:
     cells = nbformat.read(output, 4).cells
-    return "".join(
-        out.text for cell in cells for out in cell.get("outputs", []) if out.output_type == "stream"
-    )
+    return "".join(out.text for cell in cells for out in cell.get("outputs", []) if out.output_type == "stream")
 
 
 def test_misspelt_parameter_is_refused_before_anything_runs(tmp_path):
@@ -45,14 +43,7 @@ def test_misspelt_parameter_is_refused_before_anything_runs(tmp_path):
 
 
 def test_values_keep_their_types(tmp_path):
-    values = {
-        "number": 2,
-        "flag": False,
-        "rate": 1e-3,
-        "items": [1, 0.5, "b"],
-        "nothing": None,
-        "text": "1e-3",
-    }
+    values = {"number": 2, "flag": False, "rate": 1e-3, "items": [1, 0.5, "b"], "nothing": None, "text": "1e-3"}
     file = notebook(tmp_path, "print([number, flag, rate, items, nothing, text])")
     execute(file, tmp_path / "new" / "out.ipynb", values, "label")
     assert printed(tmp_path / "new" / "out.ipynb") == f"{list(values.values())}\n"
@@ -63,10 +54,7 @@ def test_values_keep_their_types(tmp_path):
     ("cell", "message"),
     [
         ("1 / 0", "ZeroDivisionError: division by zero"),
-        (
-            "from lib.common.errors import UserError\nraise UserError('ratio=7: too much.')",
-            "ratio=7: too much.",
-        ),
+        ("from lib.common.errors import UserError\nraise UserError('ratio=7: too much.')", "ratio=7: too much."),
         ("import sys; sys.exit(0)", ""),
         ("import os; os._exit(0)", ""),
         ("this is no Python", "SyntaxError"),
@@ -85,9 +73,7 @@ def test_notebook_that_does_not_complete_leaves_the_old_output(tmp_path, cell, m
 
 
 def test_progress_is_passed_on_and_stays_out_of_the_notebook(tmp_path, capfd):
-    file = notebook(
-        tmp_path, "from lib.common.progress import report\nfor i in range(3):\n    report(f'step {i}')"
-    )
+    file = notebook(tmp_path, "from lib.common.progress import report\nfor i in range(3):\n    report(f'step {i}')")
     execute(file, tmp_path / "out.ipynb", {}, "arm")
     # Kernels share stderr, and ZeroMQ may write there when one of an earlier test dies: count only our lines.
     lines = [line for line in capfd.readouterr().err.splitlines() if "step" in line]
@@ -108,14 +94,7 @@ def test_two_notebooks_at_once_and_the_command_line(tmp_path):
         file = notebook(tmp_path, "import time; time.sleep(1); print(number)", name=f"{number}.ipynb")
         parameters = tmp_path / f"{number}.json"
         parameters.write_text(json.dumps({"number": number}))
-        command = [
-            sys.executable,
-            "-m",
-            "tools.execute",
-            file,
-            tmp_path / "out" / f"{number}.ipynb",
-            parameters,
-        ]
+        command = [sys.executable, "-m", "tools.execute", file, tmp_path / "out" / f"{number}.ipynb", parameters]
         processes.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True))
     for number, process in zip((3, 4), processes, strict=True):
         _, errors = process.communicate(timeout=120)
@@ -194,9 +173,7 @@ def test_parameters_that_are_no_object_are_one_sentence(tmp_path, text):
         main([str(notebook(tmp_path)), str(tmp_path / "out.ipynb"), str(tmp_path / "parameters.json")])
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["missing.ipynb", "out.ipynb"], ["some.ipynb", "out.ipynb", "missing.json"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["missing.ipynb", "out.ipynb"], ["some.ipynb", "out.ipynb", "missing.json"]])
 def test_command_line_ends_with_one_sentence(tmp_path, arguments):
     notebook(tmp_path)
     paths = [str(tmp_path / name) for name in arguments]

@@ -23,9 +23,7 @@ def test_untouched_is_1_and_unrelated_is_near_0(lite0):
 def test_fewer_filters_and_no_repair_are_further_away(lite0):
     images = mixed(lite0, 40)
     found = {
-        (ratio, repair): fidelity(
-            lite0, plain_plan(lite0, ratio, "activation", repair=repair).apply(lite0), images
-        )
+        (ratio, repair): fidelity(lite0, plain_plan(lite0, ratio, "activation", repair=repair).apply(lite0), images)
         for ratio in (0.1, 0.5)
         for repair in ("none", "mean")
     }

@@ -74,12 +74,7 @@ def test_a_saved_figure_has_its_data_and_provenance_and_is_shown_with_words(tmp_
     monkeypatch.setattr(style, "FIGURES", tmp_path)
     figure, data = error_figure(), pd.DataFrame({"error": [0.125]})
     shown = style.save_figure(figure, "02", data, "mine")
-    assert sorted(file.name for file in (tmp_path / "mine").iterdir()) == [
-        "02.csv",
-        "02.json",
-        "02.pdf",
-        "02.png",
-    ]
+    assert sorted(file.name for file in (tmp_path / "mine").iterdir()) == ["02.csv", "02.json", "02.pdf", "02.png"]
     assert (tmp_path / "mine" / "02.csv").read_text() == "error\n0.125\n"
     assert shown.alt == figure.get_label() and shown.alt.startswith("Mean test error against the budget")
     first = (tmp_path / "mine" / "02.pdf").read_bytes()
@@ -115,9 +110,7 @@ def all_figures(records: pd.DataFrame) -> dict[str, Figure]:
         "floors": curves.asymptotes(means, scaling.by_granularity(records, scaling.asymptotes)),
     }
     regrets = (
-        adviser.regrets(at_shared_budgets(records)).assign(choice="all")
-        if records["event"].nunique() > 1
-        else None
+        adviser.regrets(at_shared_budgets(records)).assign(choice="all") if records["event"].nunique() > 1 else None
     )
     if regrets is not None:
         found["regret"] = curves.regret(regrets, records, ["ratio 0.5"])
@@ -188,20 +181,12 @@ def test_networks_are_drawn_with_few_rows():
     sites = {"before": [8, 16], "after": [4, 8], "macs_before": [10, 20], "macs_after": [3, 6]}
     table = pd.DataFrame(sites).assign(ratio=0.5)
     fidelity = pd.DataFrame(
-        {
-            "backbone": "net",
-            "varied": ["criterion", "repair"],
-            "name": ["l1", "none"],
-            "ratio": 0.5,
-            "fidelity": -0.01,
-        }
+        {"backbone": "net", "varied": ["criterion", "repair"], "name": ["l1", "none"], "ratio": 0.5, "fidelity": -0.01}
     )
     time = pd.DataFrame(
         {"backbone": "net", "work": "forward", "granularity": ["filter", "channel"], "share_of_macs": 0.5}
     ).assign(share_of_time=0.6)
-    distance = pd.DataFrame(
-        {"unit": "net@64", "ratio": [0.5, 0.25], "budget": 1.0, "distance": 0.5, "points": 3}
-    )
+    distance = pd.DataFrame({"unit": "net@64", "ratio": [0.5, 0.25], "budget": 1.0, "distance": 0.5, "points": 3})
     pictures = np.zeros((2, 4, 4, 3), np.uint8)
     for figure in (
         networks.filters_and_macs(table),

@@ -70,10 +70,7 @@ def test_full_disk_is_one_sentence_that_names_the_file(tmp_path, number):
 
 def test_path_below_a_file_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(UserError, match=str(tmp_path / "file")),
-        atomic_path(tmp_path / "file" / "a" / "b.csv"),
-    ):
+    with pytest.raises(UserError, match=str(tmp_path / "file")), atomic_path(tmp_path / "file" / "a" / "b.csv"):
         pass
     with pytest.raises(UserError, match=str(tmp_path / "file")), atomic_path(tmp_path / "file" / "b.csv"):
         pass
@@ -105,9 +102,7 @@ def test_json_that_cannot_be_written_keeps_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["x.json"]
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")]
-)
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")])
 def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch, error):
     def acquire(self):
         raise error
@@ -120,8 +115,5 @@ def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch, erro
 
 def test_a_folder_that_cannot_be_made_is_one_sentence_with_the_advice(tmp_path):
     (tmp_path / "file").touch()
-    with (
-        pytest.raises(UserError, match=r"choose another\."),
-        locked(tmp_path / "file" / ".lock", "choose another"),
-    ):
+    with pytest.raises(UserError, match=r"choose another\."), locked(tmp_path / "file" / ".lock", "choose another"):
         pass

@@ -58,9 +58,7 @@ def test_what_is_no_image_is_not_read(tmp_path, name):
     assert len(task(folder).read(8).test) == 8
 
 
-@pytest.mark.parametrize(
-    "name", ["a.PNG", "a.Jpg", "b.jpeg", "c", "d.001", "e.tif", "f.webp", "g.bmp", "h.gif"]
-)
+@pytest.mark.parametrize("name", ["a.PNG", "a.Jpg", "b.jpeg", "c", "d.001", "e.tif", "f.webp", "g.bmp", "h.gif"])
 def test_images_of_any_name_are_read(tmp_path, name):
     folder = fill(tmp_path / "fruit", {"train": 10, "test": 4})
     kinds = {"tif": "TIFF", "webp": "WEBP", "bmp": "BMP", "gif": "GIF", "Jpg": "JPEG", "jpeg": "JPEG"}
@@ -94,14 +92,10 @@ def test_the_usual_names_of_parts_are_known(tmp_path, train, name):
     assert {Path(example.where).parts[-3] for example in FolderSource(folder).parts()["dev"]} == {name}
 
 
-@pytest.mark.parametrize(
-    "name", ["masks", "labels", "unlabeled", "holdout", "train2", "dev-test", "fold 1", "cat"]
-)
+@pytest.mark.parametrize("name", ["masks", "labels", "unlabeled", "holdout", "train2", "dev-test", "fold 1", "cat"])
 def test_an_unknown_folder_beside_train_is_named(tmp_path, name):
     folder = fill(tmp_path / "fruit", {"train": 10, name: 3})
-    with pytest.raises(
-        UserError, match=rf"fruit/{name} is no part of a task: expected .*validation.*Move it"
-    ):
+    with pytest.raises(UserError, match=rf"fruit/{name} is no part of a task: expected .*validation.*Move it"):
         FolderSource(folder)
 
 
@@ -179,9 +173,7 @@ def test_a_link_in_a_circle_is_named(tmp_path):
         FolderSource(folder).content()
 
 
-@pytest.mark.parametrize(
-    "place", ["dev", f"train/{CLASSES[0]}/99.png", "train/pear", f"train/{CLASSES[0]}/more"]
-)
+@pytest.mark.parametrize("place", ["dev", f"train/{CLASSES[0]}/99.png", "train/pear", f"train/{CLASSES[0]}/more"])
 def test_a_link_to_nothing_is_named(tmp_path, place):
     folder = fill(tmp_path / "fruit", {"train": 10})
     (folder / place).symlink_to(tmp_path / "gone")
@@ -243,9 +235,7 @@ def test_names_that_are_no_utf_8_work_and_are_shown(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("shares", CUTS.values(), ids=["none", "test", "dev", "both"])
-@pytest.mark.parametrize(
-    "each", [[5] * 40, [2] * 30, [1] * 30 + [9] * 3, [1, 400], [50, 50], [7, 11, 3], [4, 1]]
-)
+@pytest.mark.parametrize("each", [[5] * 40, [2] * 30, [1] * 30 + [9] * 3, [1, 400], [50, 50], [7, 11, 3], [4, 1]])
 def test_a_cut_is_even_over_the_whole_and_in_each_class(shares, each):
     labels = np.repeat(np.arange(len(each)), each)
     parts = by_class(labels, shares)
@@ -267,16 +257,12 @@ def test_forty_classes_of_five_images_make_a_task(tmp_path):
     assert [len(split) for split in vars(task(folder).read(8)).values()] == [112, 24, 40]
 
 
-@pytest.mark.parametrize(
-    ("given", "least"), [({}, 4), ({"test": 1}, 3), ({"val": 1}, 3), ({"val": 1, "test": 1}, 2)]
-)
+@pytest.mark.parametrize(("given", "least"), [({}, 4), ({"test": 1}, 3), ({"val": 1}, 3), ({"val": 1, "test": 1}, 2)])
 def test_the_smallest_task_that_works_is_said(tmp_path, given, least):
     folder = fill(tmp_path / "fruit", {"train": 1, **given})
     for number in range(least - 2):
         if least > 2:
-            with pytest.raises(
-                UserError, match=rf"has {2 + number} images of 2 classes: expected at least {least}"
-            ):
+            with pytest.raises(UserError, match=rf"has {2 + number} images of 2 classes: expected at least {least}"):
                 task(folder).read(8)
         Image.new("RGB", (9, 9)).save(folder / "train" / CLASSES[number % 2] / f"more {number}.png")
     assert all(len(split) >= 1 for split in vars(task(folder).read(8)).values())

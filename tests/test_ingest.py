@@ -57,9 +57,7 @@ class Pictures:
         return {
             part: [
                 Example(
-                    f"{part} {place}",
-                    place % self.num_classes,
-                    partial(self._open, place + 1000 * (part != "train")),
+                    f"{part} {place}", place % self.num_classes, partial(self._open, place + 1000 * (part != "train"))
                 )
                 for place in range(self.count)
             ]
@@ -317,9 +315,7 @@ def test_a_class_whose_images_cannot_be_read_is_an_error(cache):
 
 
 def test_many_unreadable_images_are_an_error_and_leave_nothing(cache):
-    with pytest.raises(
-        UserError, match=r"11 of 120 images of the task 'pictures'.*train 0 \(broken data stream\)"
-    ):
+    with pytest.raises(UserError, match=r"11 of 120 images of the task 'pictures'.*train 0 \(broken data stream\)"):
         read(Pictures(count=40, broken=11))
     assert not [path for path in cache.iterdir() if path.is_dir()]
 
@@ -397,9 +393,7 @@ def test_two_processes_ingest_a_task_once(cache, tmp_path):
 
 def test_a_killed_ingest_leaves_no_entry(cache, tmp_path):
     counted = tmp_path / "counted"
-    process = multiprocessing.get_context("fork").Process(
-        target=_ingest_slowly, args=(str(cache), str(counted))
-    )
+    process = multiprocessing.get_context("fork").Process(target=_ingest_slowly, args=(str(cache), str(counted)))
     process.start()
     while not counted.exists() or len(counted.read_text()) < 20:
         time.sleep(0.01)
@@ -430,11 +424,7 @@ def anonymous_megabytes() -> int:
 def test_a_task_larger_than_the_memory_it_takes():
     """1.2 GB of images are ingested and read in batches."""
     out = subprocess.run(
-        [sys.executable, "-c", READ_MUCH],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parent,
+        [sys.executable, "-c", READ_MUCH], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
     )
     grown, count, seen = out.stdout.split()
     assert (count, seen) == ("8000", "True") and int(grown) < 150

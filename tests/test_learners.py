@@ -158,10 +158,7 @@ def test_neighbours_are_those_of_a_plain_loop(features, clothes):
     labels = clothes.train.labels
     wrong = 0
     for i in range(len(labels)):
-        cosines = [
-            float(F.cosine_similarity(features[i], f, dim=0)) if i != j else -9
-            for j, f in enumerate(features)
-        ]
+        cosines = [float(F.cosine_similarity(features[i], f, dim=0)) if i != j else -9 for j, f in enumerate(features)]
         nearest = sorted(range(len(labels)), key=lambda j: -cosines[j])[:5]
         votes = np.zeros(10)
         for j in nearest:
@@ -179,9 +176,7 @@ def memory(small, folder) -> Memory:
 
 def trained(start: Backbone, data: TaskData, rate: float = 3e-3, images: int = 640) -> TaskNetwork:
     network = TaskNetwork(start, 10)
-    fine_tune(
-        network, data.train, Ledger(images * training_macs(network, 64)), Recipe(rate), Engine(), seed=0
-    )
+    fine_tune(network, data.train, Ledger(images * training_macs(network, 64)), Recipe(rate), Engine(), seed=0)
     return network
 
 
@@ -208,9 +203,7 @@ def test_dynamic_takes_the_network_that_fits_the_task(small, clothes, memory, mo
     # Event 7 is forgotten by event 15, and the pretrained network wins.
     for event in range(12, 15):
         memory.keep(event, spoilt.body)
-    assert (
-        LEARNERS["dynamic"].learn(job_of(small, clothes, macs, memory, event=15)).started_from == PRETRAINED
-    )
+    assert LEARNERS["dynamic"].learn(job_of(small, clothes, macs, memory, event=15)).started_from == PRETRAINED
 
 
 @pytest.mark.parametrize("images", [2, 10, 40, 100, 400])
@@ -325,9 +318,7 @@ def test_a_rule_outside_of_what_is_searched_is_a_trial_too(small, clothes, monke
 def test_a_search_finds_better_than_a_bad_rule_and_repeats_itself(small, clothes):
     def learn(trials: int) -> Learnt:
         limit = 1600 * training_macs(TaskNetwork(small, 10), 64)
-        return LEARNERS["independent"].learn(
-            job_of(small, clothes, limit, trials=trials, rule=lambda: Recipe(1e6))
-        )
+        return LEARNERS["independent"].learn(job_of(small, clothes, limit, trials=trials, rule=lambda: Recipe(1e6)))
 
     def error(learnt: Learnt) -> float:
         return error_of(predict(learnt.network, clothes.test, Engine()), clothes.test.labels.numpy())

@@ -61,11 +61,7 @@ def folders(tmp_path, monkeypatch) -> None:
 def test_streams_have_the_benchmark_s_counts(stream, events, before_2020, names):
     tasks = list_tasks(f"nevis/{stream}")
     years = tasks["year"].tolist()
-    assert (len(tasks), sum(year < 2020 for year in years), tasks["name"].nunique()) == (
-        events,
-        before_2020,
-        names,
-    )
+    assert (len(tasks), sum(year < 2020 for year in years), tasks["name"].nunique()) == (events, before_2020, names)
     assert years == sorted(years)
     first = list_tasks(f"nevis/{stream}/meta_train")
     assert first.equals(tasks[tasks["year"] < 2020].reset_index(drop=True))
@@ -119,12 +115,7 @@ def test_missing_tasks_are_all_listed_with_how_to_get_them():
     with pytest.raises(UserError) as error:
         load_stream("nevis/tiny")
     assert str(error.value).startswith("7 of 7 tasks of the stream 'nevis/tiny' are not here")
-    for word in (
-        "MNIST",
-        "download=True, train=True and with train=False",
-        "melanoma with dm_nevis",
-        "CUB 200",
-    ):
+    for word in ("MNIST", "download=True, train=True and with train=False", "melanoma with dm_nevis", "CUB 200"):
         assert word in str(error.value)
 
 
@@ -148,9 +139,7 @@ def test_parts_are_cut_as_the_benchmark_does():
     for number, part in enumerate(["dev", "dev_test", "test", "train"]):
         assert cut[part].tolist() == [i for i, d in enumerate(drawn) if d == number]
 
-    faces = by_last_of_class(
-        [1, 0, 0, 0, 0, 0, -1, 1, 1, 1, 1, 1], dict.fromkeys(("train", "dev", "dev_test", "test"))
-    )
+    faces = by_last_of_class([1, 0, 0, 0, 0, 0, -1, 1, 1, 1, 1, 1], dict.fromkeys(("train", "dev", "dev_test", "test")))
     assert {part: found.tolist() for part, found in faces.items()} == {
         "train": [1, 0, 7],
         "dev": [2, 8],
@@ -199,9 +188,7 @@ def example(png: bytes, labels: list[int], name: str = "label") -> bytes:
     integers = field(3, field(1, b"".join(map(varint, labels))))  # packed
     image = field(1, field(1, png))
     entries = {"png_encoded_image": image, name: integers}
-    return field(
-        1, b"".join(field(1, field(1, key.encode()) + field(2, value)) for key, value in entries.items())
-    )
+    return field(1, b"".join(field(1, field(1, key.encode()) + field(2, value)) for key, value in entries.items()))
 
 
 def png(colour: tuple[int, int, int], mode: str = "RGB") -> bytes:
@@ -249,9 +236,7 @@ def prepare(folder: Path, num_classes: int = 2, multi: bool = False, shards: int
         for number in range(count):
             label = number % num_classes
             labels = [label, num_classes - 1] if multi and label != num_classes - 1 else [label]
-            data = example(
-                png((label * 100, place * 40, number)), labels, "multi_label" if multi else "label"
-            )
+            data = example(png((label * 100, place * 40, number)), labels, "multi_label" if multi else "label")
             written[number % shards] += record(data)
         for number, content in enumerate(written):
             (folder / part / f"data-{number:05d}-of-{shards:05d}").write_bytes(content)
@@ -346,10 +331,7 @@ def flip(place: int):
         (flip(-1), "has a wrong checksum:"),
         (lambda file: file.unlink(), "holds 1 of 2 shards"),
         (lambda file: file.write_bytes(record(b"no message")), "is no tf.train.Example"),
-        (
-            lambda file: file.write_bytes(record(example(b"", [9]))),
-            r"has the label \[9\]: expected one of 0 to 1",
-        ),
+        (lambda file: file.write_bytes(record(example(b"", [9]))), r"has the label \[9\]: expected one of 0 to 1"),
         (lambda file: file.write_bytes(record(example(b"", []))), r"has the label \[\]"),
         (lambda file: file.write_bytes(record(example(b"", [1], "name"))), "has no label"),
     ],
@@ -411,8 +393,7 @@ def test_a_malicious_pickle_runs_nothing(tmp_path, call):
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"not base64!", base64.b64encode(b"no pickle"), base64.b64encode(pickle.dumps({"num_classes": 2}))],
+    "content", [b"", b"not base64!", base64.b64encode(b"no pickle"), base64.b64encode(pickle.dumps({"num_classes": 2}))]
 )
 def test_metadata_that_is_none_is_refused(tmp_path, content):
     folder = prepare(tmp_path / "mine")
@@ -439,9 +420,7 @@ def test_the_metadata_of_the_test_names_the_benchmark_s_classes():
 
 def idx(array: np.ndarray) -> bytes:
     """The format of MNIST's files."""
-    return (
-        struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
-    )
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
 
 def mnist(root: Path, train: int = 40, test: int = 10) -> None:
@@ -540,9 +519,7 @@ def test_a_prepared_directory_runs_from_its_stream_file_to_records(tmp_path):
 
 @pytest.mark.slow
 def test_fashion_mnist_runs_through_torchvision_from_debian_s_files_to_records(tmp_path):
-    assert FASHION.is_dir(), (
-        "Debian's dataset-fashion-mnist is missing: apt-get install dataset-fashion-mnist"
-    )
+    assert FASHION.is_dir(), "Debian's dataset-fashion-mnist is missing: apt-get install dataset-fashion-mnist"
     unpacked_fashion(tmp_path / "datasets" / "torchvision")
     spec = RunSpec(
         **NETWORK,

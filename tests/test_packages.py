@@ -127,15 +127,9 @@ print(pathlib.Path(lib.__file__).parents[1])
 """
     empty = tmp_path / "empty"
     empty.mkdir()
-    environment = {
-        name: text for name, text in os.environ.items() if name not in ("PYTHONPATH", "INGEST_CACHE")
-    }
+    environment = {name: text for name, text in os.environ.items() if name not in ("PYTHONPATH", "INGEST_CACHE")}
     done = subprocess.run(
-        [python, "-c", code.replace("BUDGETS", "[8.0]")],
-        cwd=empty,
-        env=environment,
-        capture_output=True,
-        text=True,
+        [python, "-c", code.replace("BUDGETS", "[8.0]")], cwd=empty, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     packages = Path(done.stdout.strip())

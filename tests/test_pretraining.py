@@ -185,9 +185,7 @@ def test_crops_stay_within_the_image_and_the_whole_image_is_one(archive):
     assert crops.shape == (4, 3, 32, 32)
     assert crops.min() >= pixels.min() and crops.max() <= pixels.max()
     constant = torch.full((2, 64, 64, 3), 77, dtype=torch.uint8)
-    assert (
-        random_resized_crops(constant, 48, 0.25, torch.Generator().manual_seed(1)) - 77
-    ).abs().max() < 1e-3
+    assert (random_resized_crops(constant, 48, 0.25, torch.Generator().manual_seed(1)) - 77).abs().max() < 1e-3
 
 
 def test_bad_archives_are_refused_with_one_sentence(archive, tmp_path):

@@ -130,9 +130,7 @@ def test_pruned_network_equals_masked_dense(pruned):
 )
 def test_every_granularity_and_scope_equals_masked_dense(pruned, granularity, scope):
     def plan():
-        return plain_plan(
-            pruned.dense, 0.4, "random", scope=scope, granularity=granularity, image_size=64, seed=5
-        )
+        return plain_plan(pruned.dense, 0.4, "random", scope=scope, granularity=granularity, image_size=64, seed=5)
 
     if granularity == "channel" and any(name in pruned.dense.name for name in WITHOUT_CHANNEL):
         with pytest.raises(UserError, match="offers no granularity 'channel'"):
@@ -178,14 +176,10 @@ def test_blocks_and_representation_keep_their_shapes(pruned):
         network = copy.deepcopy(network).to("meta")
         for name in (name for name, module in network.named_modules() if type(module).__name__ in BLOCKS):
             network.get_submodule(name).register_forward_hook(
-                lambda *call, name=name, label=label: shapes.setdefault(label, {}).update(
-                    {name: call[2].shape}
-                )
+                lambda *call, name=name, label=label: shapes.setdefault(label, {}).update({name: call[2].shape})
             )
         shapes.setdefault(label, {})["representation"] = network(images().to("meta")).shape
-    assert shapes["small"] == shapes["dense"] and len(shapes["dense"]) >= (
-        1 if "vgg" in pruned.dense.name else 3
-    )
+    assert shapes["small"] == shapes["dense"] and len(shapes["dense"]) >= (1 if "vgg" in pruned.dense.name else 3)
     assert shapes["small"]["representation"] == (2, pruned.dense.feature_dim)
 
 
@@ -329,9 +323,7 @@ def test_ratio_0_is_the_identity(lite0, criterion, repair):
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_plans_are_deterministic_and_only_random_depends_on_the_seed(lite0, criterion):
     inputs = images(torch.float32, 8)
-    first, again, other = (
-        plain_plan(lite0, 0.5, criterion=criterion, seed=seed, images=inputs) for seed in (0, 0, 1)
-    )
+    first, again, other = (plain_plan(lite0, 0.5, criterion=criterion, seed=seed, images=inputs) for seed in (0, 0, 1))
     assert first == again
     assert (first.kept == other.kept) == (criterion != "random")
 
@@ -447,11 +439,7 @@ def test_least_squares_is_exact_where_removed_channels_are_combinations_of_kept_
         for layer in (block.conv_pw, block.conv_dw, block.bn1, block.bn2):
             tensors = [
                 layer.weight,
-                *(
-                    [layer.bias, layer.running_mean, layer.running_var]
-                    if layer in (block.bn1, block.bn2)
-                    else []
-                ),
+                *([layer.bias, layer.running_mean, layer.running_var] if layer in (block.bn1, block.bn2) else []),
             ]
             for tensor in tensors:
                 tensor[1::2] = tensor[::2]

@@ -109,22 +109,16 @@ def test_first_block_equals_numpy(monkeypatch):
     mean_x, mean_r, deviation = x.mean(0), r.mean(0), x.std(0)
     # Ridge as rows of its own: sqrt(n ridge) deviation_j d_j = 0.
     rows = np.concatenate([x - mean_x, np.diag(np.sqrt(len(x) * 0.02) * deviation)])
-    change = np.linalg.lstsq(
-        rows, np.concatenate([r - mean_r, np.zeros((x.shape[1], r.shape[1]))]), rcond=None
-    )[0]
+    change = np.linalg.lstsq(rows, np.concatenate([r - mean_r, np.zeros((x.shape[1], r.shape[1]))]), rcond=None)[0]
 
     small = repaired(damage, images)
     got = (small.get_submodule(conv).weight - was).flatten(1).T.numpy()
     np.testing.assert_allclose(got, change, rtol=0.01, atol=0.003 * np.abs(change).max())
     shift = old.running_mean - small.get_submodule(norm).running_mean
-    np.testing.assert_allclose(
-        shift.numpy(), mean_r - mean_x @ change, rtol=0.01, atol=0.003 * np.abs(mean_r).max()
-    )
+    np.testing.assert_allclose(shift.numpy(), mean_r - mean_x @ change, rtol=0.01, atol=0.003 * np.abs(mean_r).max())
 
 
-@pytest.mark.parametrize(
-    ("name", "granularity"), [("resnet18half_64", "channel"), ("torchvision:vit", "filter")]
-)
+@pytest.mark.parametrize(("name", "granularity"), [("resnet18half_64", "channel"), ("torchvision:vit", "filter")])
 def test_correcting_the_residual_stream_brings_the_sums_nearer(monkeypatch, name, granularity):
     dense, images = random_backbone(name).double(), noise(16)
     wanted = dense(images)

@@ -302,9 +302,7 @@ def test_disk_that_has_no_room_for_a_network_is_one_sentence(tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     last = errors.strip().splitlines()[-1]
-    assert re.search(
-        r"^lib\.common\.errors\.UserError: Cannot write .*trunk\.safetensors: File too large", last
-    )
+    assert re.search(r"^lib\.common\.errors\.UserError: Cannot write .*trunk\.safetensors: File too large", last)
 
 
 @pytest.mark.parametrize("megabytes", [40, 100, 200])
@@ -314,11 +312,7 @@ def test_too_little_memory_is_one_sentence_and_keeps_what_was_done(pruned, kille
     process = start_run(PRUNED, killed, more_memory=megabytes * 2**20)
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert (
-        errors.strip()
-        .splitlines()[-1]
-        .startswith("lib.common.errors.UserError: Out of memory: expected room")
-    )
+    assert errors.strip().splitlines()[-1].startswith("lib.common.errors.UserError: Out of memory: expected room")
     assert len(events) >= 1 and all(file.read_bytes() == content for file, content in events.items())
     assert_same_records(run_stream(RunSpec(**PRUNED), killed), pruned)
 
@@ -389,9 +383,7 @@ def test_other_weights_are_another_run(tmp_path):
     network = load_backbone("resnet18half_64")
     for name in ("a.pth", "b.pth"):
         torch.save(network.state_dict(), tmp_path / name)
-    folders = [
-        run_folder(RunSpec(**fields | {"weights": tmp_path / name}), tmp_path) for name in ("a.pth", "b.pth")
-    ]
+    folders = [run_folder(RunSpec(**fields | {"weights": tmp_path / name}), tmp_path) for name in ("a.pth", "b.pth")]
     assert folders[0] == folders[1] == run_folder(RunSpec(**fields), tmp_path)
     with torch.no_grad():
         network.body.conv1.weight[0, 0, 0, 0] += 1
@@ -507,9 +499,7 @@ def named(call: object) -> str:
     return getattr(call, "__name__", str(call))
 
 
-@pytest.mark.parametrize(
-    "wrap", [int, float, np.int64, np.int8, np.float32, np.array, torch.tensor], ids=named
-)
+@pytest.mark.parametrize("wrap", [int, float, np.int64, np.int8, np.float32, np.array, torch.tensor], ids=named)
 def test_a_number_is_the_same_whatever_it_comes_from(wrap):
     whole = {"seed": 3, "threads": 2, "round_to": 4, "train_images": 64, "image_size": 96, "trials": 1}
     fields = {**ONE_TASK, **whole, "learning_rate": 2.0, "ratio": 0.0}
@@ -545,9 +535,7 @@ def test_runs_of_other_budgets_share_what_is_done_and_both_are_right(learner, tm
     for budgets, spec in specs.items():
         records = run_stream(spec, tmp_path / "shared")
         assert_same_records(records, alone[budgets])
-        assert_same_records(
-            pd.read_parquet(run_folder(spec, tmp_path / "shared") / "records.parquet"), records
-        )
+        assert_same_records(pd.read_parquet(run_folder(spec, tmp_path / "shared") / "records.parquet"), records)
         export_records(spec, tmp_path / "shared", tmp_path / "copy.parquet")
         assert_same_records(pd.read_parquet(tmp_path / "copy.parquet"), records)
     shared = run_stream(specs[0.5, 1.0], tmp_path / "shared")
@@ -557,8 +545,7 @@ def test_runs_of_other_budgets_share_what_is_done_and_both_are_right(learner, tm
     assert len(list((tmp_path / "shared").iterdir())) == 1
     # At once.
     both = [
-        start_run(fields | {"budgets": list(budgets)}, tmp_path / "at once")
-        for budgets in ((0.5, 1.0), (0.25, 1.0))
+        start_run(fields | {"budgets": list(budgets)}, tmp_path / "at once") for budgets in ((0.5, 1.0), (0.25, 1.0))
     ]
     for process in both:
         _, errors = process.communicate(timeout=600)

@@ -119,9 +119,7 @@ def test_code_that_all_figures_share_changes_every_drawing_and_no_arm(copy):
 def test_code_that_trains_changes_the_arms_that_train_and_the_figures_that_are_measured_with_it(copy):
     """How far a crop is shifted: to a probe it is the same."""
     found = changed(copy, "lib/learning/training.py", change_a_number)
-    trained = {
-        f"arms/{arm}.training" for arm, spec in arms_of(PROFILE).items() if spec.get("learner") != "probe"
-    }
+    trained = {f"arms/{arm}.training" for arm, spec in arms_of(PROFILE).items() if spec.get("learner") != "probe"}
     assert trained == found & training_stamps()
     assert drawings("06_macs_and_measured_time", "experiment") <= found
     assert not drawings("02_error_against_compute", "08_learners") & found
@@ -208,10 +206,7 @@ def test_a_criterion_counts_for_the_arms_that_name_it(copy):
     """The default counts for arms that name none, the dense ones of another profile."""
     arms = [{"ratio": 0.5, "backbone": "resnet26_64", "criterion": name} for name in ("l1", "l2")]
     before = [training_hash(arm) for arm in arms]
-    edit(
-        copy / "lib" / "pruning" / "criteria.py",
-        lambda code: code.replace('@criterion("l1")', '@criterion("l1", 1)'),
-    )
+    edit(copy / "lib" / "pruning" / "criteria.py", lambda code: code.replace('@criterion("l1")', '@criterion("l1", 1)'))
     assert [training_hash(arm) == hash for arm, hash in zip(arms, before, strict=True)] == [False, True]
 
 
@@ -257,9 +252,7 @@ PYTHONS = sorted(Path.home().glob(".pyenv/versions/3.1[123]*/bin/python"))
 def test_hashes_are_the_same_on_every_version_of_python():
     """By the standard library alone: those have no packages."""
     found = {
-        subprocess.run(
-            [python, "-c", HASHES], cwd=paths.ROOT, text=True, capture_output=True, check=True
-        ).stdout
+        subprocess.run([python, "-c", HASHES], cwd=paths.ROOT, text=True, capture_output=True, check=True).stdout
         for python in (sys.executable, *PYTHONS)
     }
     assert len(found) == 1 and len(found.pop()) > 70 * 64
@@ -416,9 +409,7 @@ def test_paths_in_a_profile_are_relative_to_it(written, tmp_path, monkeypatch):
     written(common + "[p.arms]\na = {}\nb = { stream = 'nevis/short' }\n", encoding="utf-8")
     monkeypatch.chdir("/")
     arms = arms_of("p")
-    assert (
-        arms["a"]["stream"] == str(tmp_path / "data" / "stream.yaml") and arms["b"]["stream"] == "nevis/short"
-    )
+    assert arms["a"]["stream"] == str(tmp_path / "data" / "stream.yaml") and arms["b"]["stream"] == "nevis/short"
     assert arms["a"]["weights"] == str(tmp_path.parent / "mine.pth")
 
 

@@ -32,9 +32,7 @@ RECIPES = [
 def tiny() -> Backbone:
     """A residual network of a few filters with statistics, scales and shifts of its own, at 32 px."""
     torch.manual_seed(0)
-    body = timm.models.ResNet(
-        timm.models.resnet.BasicBlock, (1, 1, 2, 1), num_classes=0, channels=(16, 16, 24, 32)
-    )
+    body = timm.models.ResNet(timm.models.resnet.BasicBlock, (1, 1, 2, 1), num_classes=0, channels=(16, 16, 24, 32))
     for norm in (module for module in body.modules() if isinstance(module, nn.BatchNorm2d)):
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias, 0, 0.5)
@@ -102,9 +100,7 @@ SAME = {
     "compiled in DataParallel": lambda network: nn.DataParallel(torch.compile(network)),
     "a layer compiled": compiled_inside,
     "SyncBatchNorm": nn.SyncBatchNorm.convert_sync_batchnorm,
-    "momentum None": lambda network: every(
-        nn.BatchNorm2d, network, lambda norm: setattr(norm, "momentum", None)
-    ),
+    "momentum None": lambda network: every(nn.BatchNorm2d, network, lambda norm: setattr(norm, "momentum", None)),
     "another classifier": lambda network: setattr(network, "classifier", nn.Linear(32, 7)) or network,
     "no classifier": lambda network: setattr(network, "classifier", None) or network,
 }
@@ -157,10 +153,7 @@ def test_a_network_of_another_type_is_pruned_in_it(dtype, recipe):
 def test_norms_in_float32_within_a_network_in_bfloat16():
     network = every(nn.BatchNorm2d, tiny().bfloat16(), lambda norm: norm.float())
     small = plan_pruning(network, 0.5).apply(network)
-    assert {parameter.dtype for parameter in small.body.layer1[0].parameters()} == {
-        torch.float32,
-        torch.bfloat16,
-    }
+    assert {parameter.dtype for parameter in small.body.layer1[0].parameters()} == {torch.float32, torch.bfloat16}
 
 
 @torch.no_grad()
@@ -287,10 +280,7 @@ BAD_IMAGES = {
 
 @pytest.mark.parametrize(
     ("criterion", "repair"),
-    [
-        ("activation_images", "none"),
-        *(("l1", name) for name, kind in REPAIRS.items() if kind.needs == "images"),
-    ],
+    [("activation_images", "none"), *(("l1", name) for name, kind in REPAIRS.items() if kind.needs == "images")],
 )
 @pytest.mark.parametrize("kind", BAD_IMAGES)
 def test_other_images_are_refused_in_one_sentence(kind, criterion, repair):
@@ -338,9 +328,7 @@ def test_a_dead_block_and_dead_channels_rank_last(criterion):
     block = network.body.layer3[1]
     if criterion != "lamp":  # which looks at the filters alone
         nn.init.zeros_(block.bn2.weight)
-        kept = plan_pruning(
-            network, 0.4, criterion, scope="global", repair="none", round_to=1, images=images()
-        ).kept
+        kept = plan_pruning(network, 0.4, criterion, scope="global", repair="none", round_to=1, images=images()).kept
         assert len(kept["body.layer3.1.conv1"]) == 3  # the tenth that every site keeps
     network = tiny()
     for tensor in (network.body.layer3[1].conv1.weight, network.body.layer3[1].bn1.weight):
@@ -453,9 +441,7 @@ def test_a_network_of_which_some_blocks_are_declared_says_what_it_reaches():
         plan = plan_pruning(network, 0.5, repair="mean", image_size=64)
     assert 0 < plan.reach < 0.6 and f"{plan.reach:.0%}" in repr(plan)
     assert plan.apply(network)(images(2, 64)).shape == (2, network.feature_dim)
-    with pytest.raises(
-        UserError, match=r"body\.blocks\.\S+ of timm:mobilenetv4_conv_medium is in no declared"
-    ):
+    with pytest.raises(UserError, match=r"body\.blocks\.\S+ of timm:mobilenetv4_conv_medium is in no declared"):
         plan_pruning(network, 0.5, granularity="channel", image_size=64)
 
 
@@ -473,8 +459,7 @@ def test_a_network_without_filters_in_reach_is_refused_by_name(name):
 
 
 @pytest.mark.parametrize(
-    ("criterion", "repair"),
-    [*((name, "mean") for name in CRITERIA), *(("activation", name) for name in REPAIRS)],
+    ("criterion", "repair"), [*((name, "mean") for name in CRITERIA), *(("activation", name) for name in REPAIRS)]
 )
 @torch.no_grad()
 def test_convnext_with_convolutions_in_its_mlp_is_pruned_by_every_recipe(criterion, repair):

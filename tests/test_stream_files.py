@@ -187,10 +187,7 @@ def test_records_name_the_tasks_that_were_left_out(tmp_path):
         ("name: mine\ntasks: [{name: a, source: 'folder:a', year: 2011-05-01}]", "tasks.0.year"),
         ("name: mine\ntask: []", "tasks is not valid"),
         ("name: mine\ntasks: [{name: a, source: [a], year: 2000}]", "tasks.0.source"),
-        (
-            "name: mine\ntasks: [{name: a, source: 'folder:', year: 2000}]",
-            "source 'folder:' of 'a' is unknown",
-        ),
+        ("name: mine\ntasks: [{name: a, source: 'folder:', year: 2000}]", "source 'folder:' of 'a' is unknown"),
         (
             "name: mine\ntasks:\n  - {name: a, source: 'folder:a', year: 2000}\n"
             "  - {name: ' a', source: 'folder:b', year: 2001}",
@@ -246,17 +243,9 @@ def test_places_are_relative_to_the_file_or_name_a_home_or_a_variable(tmp_path, 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("IMAGES", str(tmp_path / "data"))
     (tmp_path / "below").mkdir()
-    places = [
-        "../data/my fruit",
-        "~/data/my fruit",
-        "$IMAGES/my fruit",
-        "${IMAGES}/my fruit",
-        " $IMAGES/my fruit",
-    ]
+    places = ["../data/my fruit", "~/data/my fruit", "$IMAGES/my fruit", "${IMAGES}/my fruit", " $IMAGES/my fruit"]
     contents = {
-        load_stream(
-            stream_file(tmp_path / "below", ONE.replace("folder:my fruit", f"folder:{place}"))
-        ).content
+        load_stream(stream_file(tmp_path / "below", ONE.replace("folder:my fruit", f"folder:{place}"))).content
         for place in [*places, tmp_path / "data" / "my fruit"]
     }
     assert len(contents) == 1

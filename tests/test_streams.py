@@ -175,9 +175,7 @@ def test_first_images_and_chosen_tasks():
     assert [len(part) for part in vars(whole.first(5, 3)).values()] == [5, 3, 3]
     assert [len(part) for part in vars(whole.first(None, 10**6)).values()] == [700, 200, 300]
     assert torch.equal(whole.train.first(5).images, whole.train.images[:5])
-    with pytest.raises(
-        UserError, match=r"tasks=\['river'\] are not in the stream 'pocket': expected some of"
-    ):
+    with pytest.raises(UserError, match=r"tasks=\['river'\] are not in the stream 'pocket': expected some of"):
         stream.only(["mnist", "river"])
 
 
@@ -206,12 +204,7 @@ def _flip(file: Path) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [
-        _flip,
-        Path.unlink,
-        lambda file: file.write_bytes(b""),
-        lambda file: file.write_bytes(file.read_bytes()[:999]),
-    ],
+    [_flip, Path.unlink, lambda file: file.write_bytes(b""), lambda file: file.write_bytes(file.read_bytes()[:999])],
     ids=["a bit flipped", "missing", "empty", "cut off"],
 )
 def test_damaged_file_is_refused_with_its_name(copy, damage):

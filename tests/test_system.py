@@ -206,9 +206,7 @@ def test_failing_arm_fails_make_with_one_sentence(project):
     project.make()
 
 
-@pytest.mark.parametrize(
-    ("target", "profile"), [("figures", "nope"), ("rerun", "nope"), ("figures", "smoke pocket")]
-)
+@pytest.mark.parametrize(("target", "profile"), [("figures", "nope"), ("rerun", "nope"), ("figures", "smoke pocket")])
 def test_unknown_profile_is_one_sentence(project, target, profile):
     status, output = project.run("make", target, f"PROFILE={profile}")
     assert status != 0 and "Traceback" not in output
@@ -220,9 +218,7 @@ def test_unknown_profile_is_one_sentence(project, target, profile):
 def test_make_alone_lists_the_targets(project):
     status, output = project.run("make")
     assert status == 0
-    assert {"figures", "test", "test-all", "lint", "clean"} <= {
-        line.split()[0] for line in output.splitlines()
-    }
+    assert {"figures", "test", "test-all", "lint", "clean"} <= {line.split()[0] for line in output.splitlines()}
 
 
 def test_the_nevis_profile_runs_what_is_here_and_draws_it(project, tmp_path, monkeypatch):
@@ -262,18 +258,14 @@ def test_the_nevis_profile_asks_for_a_gpu_in_one_sentence(project):
 
 
 def nbval(project: Project, file: Path) -> tuple[int, str]:
-    return project.run(
-        ".venv/bin/python", "-m", "pytest", "--nbval", str(file), "-p", "no:cacheprovider", "-q"
-    )
+    return project.run(".venv/bin/python", "-m", "pytest", "--nbval", str(file), "-p", "no:cacheprovider", "-q")
 
 
 def test_nbval_sees_a_changed_number(project):
     """A notebook whose outputs are compared, and one whose last printed number was changed."""
     file = next((project.root / "notebooks").glob("01_*.ipynb"))
     content = nbformat.read(file, 4)
-    outputs = [
-        out for cell in content.cells for out in cell.get("outputs", []) if out.output_type == "stream"
-    ]
+    outputs = [out for cell in content.cells for out in cell.get("outputs", []) if out.output_type == "stream"]
     assert outputs, f"{file.name} carries no outputs: run `make notebooks`"
     status, output = nbval(project, file)
     assert status == 0, output

@@ -11,15 +11,7 @@ from torch import nn
 
 from lib.learning.engine import Engine, Precision
 from lib.learning.ledger import Ledger
-from lib.learning.training import (
-    Recipe,
-    TaskNetwork,
-    error_of,
-    fine_tune,
-    plan_batches,
-    predict,
-    random_crops,
-)
+from lib.learning.training import Recipe, TaskNetwork, error_of, fine_tune, plan_batches, predict, random_crops
 from lib.networks.backbone import Backbone
 from lib.networks.macs import training_macs
 from lib.streams import Split
@@ -224,9 +216,7 @@ def test_compiled_training_is_the_same_training(small_backbone, digits, precisio
     for name, weight in eager.items():
         moved = (weight - start[name]).float().norm()
         assert moved > 0
-        assert (compiled[name] - weight).float().norm() <= (1e-2 if precision == "fp32" else 0.2) * moved, (
-            name
-        )
+        assert (compiled[name] - weight).float().norm() <= (1e-2 if precision == "fp32" else 0.2) * moved, name
 
 
 def test_diverging_loss_is_an_error(digits):
@@ -256,9 +246,7 @@ def test_training_learns(lite0, digits):
 def test_seed_decides_the_result(small_backbone, digits):
     def train(seed: int) -> dict:
         network = TaskNetwork(small_backbone, 10)
-        fine_tune(
-            network, digits.train, Ledger(80 * training_macs(network, 64)), Recipe(0.05), Engine(), seed=seed
-        )
+        fine_tune(network, digits.train, Ledger(80 * training_macs(network, 64)), Recipe(0.05), Engine(), seed=seed)
         return state_of(network)
 
     first, again, other = train(0), train(0), train(1)

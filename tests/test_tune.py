@@ -72,7 +72,5 @@ def test_tuning_writes_the_fastest_and_leaves_other_rows(table, capsys):
 
 @pytest.mark.parametrize(("arguments", "wrong"), [(["tpu"], "tpu"), (["cpu", "alexnet"], "alexnet")])
 def test_what_cannot_be_tuned_is_named(table, arguments, wrong):
-    with pytest.raises(
-        UserError, match=f"Cannot tune {wrong}: expected cpu or cuda, and some of resnet26_64"
-    ):
+    with pytest.raises(UserError, match=f"Cannot tune {wrong}: expected cpu or cuda, and some of resnet26_64"):
         main(*arguments)

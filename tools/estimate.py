@@ -18,9 +18,7 @@ from tools.stamps import is_done
 
 
 @functools.cache
-def speed_of(
-    backbone: str, ratio: float, granularity: str, image_size: int, engine: Engine
-) -> tuple[float, int, int]:
+def speed_of(backbone: str, ratio: float, granularity: str, image_size: int, engine: Engine) -> tuple[float, int, int]:
     """Of the pruned network: training images per second, MACs to train on one, MACs of its forward pass."""
     dense = load_backbone(backbone, pretrained=False)
     plan = plan_pruning(dense, ratio, "l1", scope="uniform", granularity=granularity, repair="none")

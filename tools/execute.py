@@ -73,18 +73,14 @@ def execute(notebook: Path, output: Path, parameters: dict, label: str) -> None:
             kind = "" if error.ename == "UserError" else f"{error.ename}: "
             raise UserError(f"{kind}{error.evalue}") from error
         except DeadKernelError as error:
-            raise UserError(
-                f"{notebook.name}: its kernel died, perhaps for want of memory. Run again."
-            ) from error
+            raise UserError(f"{notebook.name}: its kernel died, perhaps for want of memory. Run again.") from error
         unfinished = [
             i
             for i, cell in enumerate(executed.cells)
             if cell.cell_type == "code" and cell.source and cell.metadata.papermill.status != "completed"
         ]
         if unfinished:
-            raise UserError(
-                f"{notebook.name} stopped before cell {unfinished[0]} completed: run it in JupyterLab."
-            )
+            raise UserError(f"{notebook.name} stopped before cell {unfinished[0]} completed: run it in JupyterLab.")
 
 
 def _check(notebook: Path, parameters: dict) -> None:
@@ -100,8 +96,7 @@ def _check(notebook: Path, parameters: dict) -> None:
     known = papermill.inspect_notebook(str(notebook))
     if unknown := sorted(parameters.keys() - known.keys()):
         raise UserError(
-            f"{notebook.name} has no parameter {', '.join(map(repr, unknown))}: expected some of "
-            f"{', '.join(known)}."
+            f"{notebook.name} has no parameter {', '.join(map(repr, unknown))}: expected some of {', '.join(known)}."
         )
 
 

@@ -201,9 +201,7 @@ def _features(network: Backbone, spec: PretrainSpec, images: np.ndarray, folder:
         if not file.exists():
             chunk = []
             for first in range(start, min(start + AT_ONCE, len(images)), 50):
-                pixels = torch.from_numpy(images[first : min(first + 50, start + AT_ONCE)]).permute(
-                    0, 3, 1, 2
-                )
+                pixels = torch.from_numpy(images[first : min(first + 50, start + AT_ONCE)]).permute(0, 3, 1, 2)
                 side = (spec.teacher_size, spec.teacher_size)
                 large = F.interpolate(pixels.float(), side, mode="bicubic", antialias=True).clamp(0, 255)
                 with torch.autocast("cpu", torch.bfloat16, enabled=spec.precision == "bf16"):
@@ -379,10 +377,7 @@ def _train(
         step = block.number * total + block.done
         epoch, batch = divmod(step, per_epoch)
         if epoch != shuffled:
-            shuffled, order = (
-                epoch,
-                np.random.default_rng([spec.seed, epoch]).permutation(len(training.images)),
-            )
+            shuffled, order = (epoch, np.random.default_rng([spec.seed, epoch]).permutation(len(training.images)))
         generator = torch.Generator().manual_seed(spec.seed * 1_000_003 + step)
         chosen = order[batch * spec.batch_size : (batch + 1) * spec.batch_size]
         side = [side for begin, side in spec.resolutions if block.done >= begin * total][-1]
@@ -417,9 +412,7 @@ def _train(
                 "seconds": round(seconds_before + time.monotonic() - started),
             }
             if not math.isfinite(row["loss"]):
-                raise UserError(
-                    f"Training diverged at step {step}: lower learning_rate={spec.learning_rate}."
-                )
+                raise UserError(f"Training diverged at step {step}: lower learning_rate={spec.learning_rate}.")
             block.curve.append(row)
             print({"network": spec.network, **row}, flush=True)
         if block.done % checkpoint_steps == 0 or block.done == total:
@@ -476,18 +469,14 @@ def write_card(
         "blocks_done": int(about["blocks_done"]),
         "note": note,
         "seconds": sum(
-            row["seconds"]
-            for row, after in pairwise([*curve, {"block": 0}])
-            if row["block"] != after["block"]
+            row["seconds"] for row, after in pairwise([*curve, {"block": 0}]) if row["block"] != after["block"]
         ),
         "licence": LICENCE,
         "training_images": len(training.images),
         "validation_images": len(validation.images),
         "top1": round(float(right.mean()), 4),
         "top1_fp16": round(float(right_halved.mean()), 4),
-        "top1_by_group": {
-            group: round(float(right[groups == group].mean()), 4) for group in np.unique(groups)
-        },
+        "top1_by_group": {group: round(float(right[groups == group].mean()), 4) for group in np.unique(groups)},
         "top1_by_class": {
             wordnet_id: round(float(right[validation.labels == label].mean()), 2)
             for label, wordnet_id in enumerate(classes)

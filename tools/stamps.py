@@ -21,9 +21,7 @@ def is_done(profile: str, arm: str) -> bool:
     folder = BUILD / profile
     needed = (f"arms/{arm}.json", f"arms/{arm}.training", "notebooks/experiment")
     done = folder / "arms" / f"{arm}.ipynb"
-    return done.exists() and all(
-        done.stat().st_mtime >= (folder / "stamps" / name).stat().st_mtime for name in needed
-    )
+    return done.exists() and all(done.stat().st_mtime >= (folder / "stamps" / name).stat().st_mtime for name in needed)
 
 
 def write_stamps(profile: str) -> None:

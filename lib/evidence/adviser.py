@@ -56,9 +56,7 @@ def recommend(budget: float, task: str, records: pd.DataFrame | None = None) -> 
     least, most = (others.groupby("arm")["budget"].transform(end) for end in ("min", "max"))
     able = others[(least <= budget) & (budget <= most)]
     if able.empty:
-        raise UserError(
-            f"budget={budget:g} was not measured: expected {least.min():g} to {most.max():g} dense epochs."
-        )
+        raise UserError(f"budget={budget:g} was not measured: expected {least.min():g} to {most.max():g} dense epochs.")
     errors_by_seed(able)  # refuses what does not compare
     arm = _best_about(budget, able)
     first = records.loc[records["arm"] == arm, CHOSEN].iloc[[0]]

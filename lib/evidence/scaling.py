@@ -94,9 +94,7 @@ def fitted(budgets: np.ndarray, errors: np.ndarray) -> tuple[float, float, float
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OptimizeWarning)
         try:
-            found, _ = curve_fit(
-                power_law, budgets, errors, start, bounds=([0, 0, EXPONENTS[0]], [1, 1, EXPONENTS[1]])
-            )
+            found, _ = curve_fit(power_law, budgets, errors, start, bounds=([0, 0, EXPONENTS[0]], [1, 1, EXPONENTS[1]]))
         except RuntimeError:
             return None
     return tuple(found)

@@ -43,7 +43,5 @@ class Job:
 
     def recipe(self, probed: bool = False) -> Recipe:
         """What is used where nothing is searched; `probed` says that the head was solved before."""
-        rate = self.spec.learning_rate or learning_rate(
-            self.spec.backbone, self.spec.ratio, self.task.name, probed
-        )
+        rate = self.spec.learning_rate or learning_rate(self.spec.backbone, self.spec.ratio, self.task.name, probed)
         return Recipe(rate, frozen_norms=probed)

@@ -153,16 +153,12 @@ def _probed(job: Job, macs: int) -> tuple[TaskNetwork, int]:
     return probed(job.start, chosen, job.task.num_classes, job.engine), images
 
 
-def _fine_tuned(
-    job: Job, network: TaskNetwork, ruled: Recipe, started_from: int | str = PRETRAINED
-) -> Learnt:
+def _fine_tuned(job: Job, network: TaskNetwork, ruled: Recipe, started_from: int | str = PRETRAINED) -> Learnt:
     """Search a recipe where trials are asked for, then train with all that is left."""
     recipe, note = search(network, job, ruled)
     seed, checkpoints = job.seed, job.checkpoints
     try:
-        steps = fine_tune(
-            network, job.data.train, job.ledger, recipe, job.engine, seed=seed, checkpoints=checkpoints
-        )
+        steps = fine_tune(network, job.data.train, job.ledger, recipe, job.engine, seed=seed, checkpoints=checkpoints)
     except Diverged as error:
         untrained = TaskNetwork(job.start, job.task.num_classes)
         return Learnt(untrained, error.steps, recipe, started_from, note=str(error))

@@ -23,7 +23,5 @@ class Ledger:
     def charge(self, purpose: str, macs: int) -> None:
         """Spend `macs` on `purpose`. Raises UserError before the limit would be crossed."""
         if macs > self.left:
-            raise UserError(
-                f"{purpose} needs {macs} MACs and {self.left} of {self.limit} are left: raise the budget."
-            )
+            raise UserError(f"{purpose} needs {macs} MACs and {self.left} of {self.limit} are left: raise the budget.")
         self.spent[purpose] = self.spent.get(purpose, 0) + macs

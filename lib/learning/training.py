@@ -149,9 +149,7 @@ class _Training:
             norm.momentum = _momentum(self.steps)
         self.optimizer.param_groups[0]["lr"] = rate
         chosen = _drawn(len(self.train), self.drawn, size, self.seed)
-        images, labels = (
-            part[chosen].to(self.engine.device) for part in (self.train.images, self.train.labels)
-        )
+        images, labels = (part[chosen].to(self.engine.device) for part in (self.train.images, self.train.labels))
         inputs = normalised(random_crops(images), self.network)
         with self.engine.autocast():
             logits = self.forward(inputs).float()
@@ -257,9 +255,7 @@ def predict(network: TaskNetwork, split: Split, engine: Engine) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _outputs(
-    network: Backbone | TaskNetwork, part: Backbone | nn.Module, split: Split, engine: Engine
-) -> Tensor:
+def _outputs(network: Backbone | TaskNetwork, part: Backbone | nn.Module, split: Split, engine: Engine) -> Tensor:
     """What `part` of a network makes of a split's images, float32."""
     part.to(engine.device, memory_format=torch.channels_last).eval()
     found = []

@@ -43,9 +43,7 @@ class Backbone(nn.Module):
         self.name, self.image_size, self.mean, self.std = name, image_size, mean, std
         self.body, self.classifier = body, classifier
         if feature_dim is None and classifier is None:
-            raise UserError(
-                f"{name} has no classifier to tell its width: give feature_dim=, as in Backbone(...)."
-            )
+            raise UserError(f"{name} has no classifier to tell its width: give feature_dim=, as in Backbone(...).")
         self.feature_dim: int = feature_dim or classifier.in_features  # type: ignore[union-attr]
         self.head, self.fixed_size = head, fixed_size
         self.pruned = False
@@ -62,8 +60,7 @@ class Backbone(nn.Module):
 def normalised(images: Tensor, network: Backbone) -> Tensor:
     """uint8 images (B, 3, H, W) as the network wants them: float, channels last in memory."""
     mean, std = (
-        torch.tensor(values, device=images.device).view(3, 1, 1) * 255
-        for values in (network.mean, network.std)
+        torch.tensor(values, device=images.device).view(3, 1, 1) * 255 for values in (network.mean, network.std)
     )
     return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
@@ -199,9 +196,7 @@ def fit_classifier(network: Backbone, tensors: dict[str, Tensor]) -> None:
     """
     names = {name for name in tensors if name.startswith("classifier.")}
     if not names <= {"classifier.weight", "classifier.bias"}:
-        raise UserError(
-            f"{network.name} takes a linear classifier or none, and not {', '.join(sorted(names))}."
-        )
+        raise UserError(f"{network.name} takes a linear classifier or none, and not {', '.join(sorted(names))}.")
     weight, own = tensors.get("classifier.weight"), network.classifier
     if weight is None:
         network.classifier = None

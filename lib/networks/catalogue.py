@@ -28,12 +28,7 @@ RESNETS_64 = {
     "resnet50_64": {"block": _BOTTLENECK, "layers": (3, 4, 6, 3), "channels": (64, 128, 256, 512)},
     "resnet26_64": {"block": _BOTTLENECK, "layers": (2, 2, 2, 2), "channels": (64, 128, 256, 512)},
     "resnet18half_64": {"block": _BASIC, "layers": (2, 2, 2, 2), "channels": (32, 64, 128, 256)},
-    "resnet18quarter_64": {
-        "block": _BASIC,
-        "layers": (2, 2, 2, 2),
-        "channels": (16, 32, 64, 128),
-        "stem": 16,
-    },
+    "resnet18quarter_64": {"block": _BASIC, "layers": (2, 2, 2, 2), "channels": (16, 32, 64, 128), "stem": 16},
     "resnet18eighth_64": {"block": _BASIC, "layers": (2, 2, 2, 2), "channels": (8, 16, 32, 64), "stem": 8},
 }
 LITES = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}  # pixels
@@ -129,17 +124,13 @@ def torchvision_network(name: str) -> Entry:
     if model not in known:
         raise UserError(_unknown(name, model, known))
     best = torchvision.models.get_model_weights(model).DEFAULT
-    return Entry(
-        partial(_build_torchvision, name, model, best), partial(_download, weights=best), offline=False
-    )
+    return Entry(partial(_build_torchvision, name, model, best), partial(_download, weights=best), offline=False)
 
 
 def _build_torchvision(name: str, model: str, weights: torchvision.models.WeightsEnum) -> Backbone:
     transform = weights.transforms()
     side = transform.crop_size[0]
-    network = torchvision.models.get_model(
-        model, **({"image_size": side} if model.startswith("vit_") else {})
-    )
+    network = torchvision.models.get_model(model, **({"image_size": side} if model.startswith("vit_") else {}))
     attributes: dict[str, Any] = {
         "image_size": side,
         "mean": tuple(transform.mean),

@@ -80,6 +80,4 @@ def _without_parametrizations(module: nn.Module) -> None:
 
 def _computed(network: nn.Module) -> list[Tensor]:
     """Tensors beside parameters and buffers, such as masked weights: deepcopy refuses them."""
-    return [
-        value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)
-    ]
+    return [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]

@@ -92,9 +92,7 @@ class _Products(TorchDispatchMode):
     def leave(self, module: nn.Module, inputs: object, output: object) -> None:
         self._running.pop()
 
-    def __torch_dispatch__(
-        self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
+    def __torch_dispatch__(self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         output = func(*args, **(kwargs or {}))
         flops: Callable[..., int] | None = flop_registry.get(func._overloadpacket)
         if flops is not None:

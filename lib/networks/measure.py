@@ -37,8 +37,7 @@ def distance_to_pretraining(network: Backbone, images: Tensor) -> float:
     norms = [module for module in network.body.modules() if isinstance(module, _BatchNorm)]
     if not norms or any(norm.running_var is None for norm in norms):
         raise UserError(
-            f"{network.name} has no batch norms with running statistics: expected a network that has, such "
-            "as a ResNet."
+            f"{network.name} has no batch norms with running statistics: expected a network that has, such as a ResNet."
         )
     sums = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms}
 

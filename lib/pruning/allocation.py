@@ -104,9 +104,7 @@ class Target:
     met: str
 
 
-def meet_macs(
-    wanted: float, allocation: Allocation, macs_of: Callable[[Counts], int]
-) -> tuple[float, Counts, Target]:
+def meet_macs(wanted: float, allocation: Allocation, macs_of: Callable[[Counts], int]) -> tuple[float, Counts, Target]:
     """Ratio and kept counts whose MACs are nearest to `wanted`.
 
     The ratio is bisected; then single sites give or take a step of rounding while that comes nearer.

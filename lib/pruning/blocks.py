@@ -61,9 +61,7 @@ BLOCKS: dict[type[nn.Module], Block] = {
     _efficient.ConvBnAct: Block("conv bn1", skip="has_skip", absent="aa"),
     # RegNet
     _tv.regnet.ResBottleneckBlock: Block("f", "proj", activation="activation"),
-    _timm.regnet.Bottleneck: Block(
-        "conv1 conv2 se conv3", "downsample", skip="downsample", activation="act3"
-    ),
+    _timm.regnet.Bottleneck: Block("conv1 conv2 se conv3", "downsample", skip="downsample", activation="act3"),
     # ConvNeXt and vision transformers (ViT, DeiT): the hidden width of the MLP
     _tv.convnext.CNBlock: Block("block.2 block.3 block.4 block.5"),
     _timm.convnext.ConvNeXtBlock: Block("norm mlp"),

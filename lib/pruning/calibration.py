@@ -21,9 +21,7 @@ MORE_SYNTHETIC_IMAGES = 256  # for a repair that fits every layer
 class Calibration:
     """What criterion and repair compute on the `images` given or on synthetic ones, and its MACs so far."""
 
-    def __init__(
-        self, network: nn.Module, sites: list[Site], images: Tensor | None, image_size: int, seed: int
-    ):
+    def __init__(self, network: nn.Module, sites: list[Site], images: Tensor | None, image_size: int, seed: int):
         self.network, self.sites, self.images = network, sites, images
         self.image_size, self.seed = image_size, seed
         self.moments: dict[str, dict[str, Moments]] = {}
@@ -101,9 +99,7 @@ class Calibration:
         for handle in handles:
             handle.remove()
         before = self.network.state_dict()
-        changed = [
-            name for name, value in masked.state_dict().items() if not torch.equal(value, before[name])
-        ]
+        changed = [name for name, value in masked.state_dict().items() if not torch.equal(value, before[name])]
         after = cut(masked, self.sites, kept).state_dict()
         return {name: after[name] for name in changed}
 

@@ -136,8 +136,7 @@ def _activation_images(evidence: Evidence) -> Tensor:
     """
     losses = [
         _eliminate(
-            normed_weights(evidence.network, consumer).double(),
-            evidence.inputs[consumer.name].covariance.double(),
+            normed_weights(evidence.network, consumer).double(), evidence.inputs[consumer.name].covariance.double()
         )
         for consumer in evidence.site.consumers
     ]

@@ -271,12 +271,8 @@ def plan_pruning(
         )
     wanted = [share * width for share, width in zip(allocation.shares(amount), macs.widths, strict=True)]
     plan = replace(keeping(counts), ratio=amount, sites=macs.sizes(wanted, counts), target=target)
-    corrections = work.corrections(
-        repair, {name: torch.tensor(indices) for name, indices in plan.kept.items()}
-    )
-    return replace(
-        plan, calibration_macs=work.macs, corrections=corrections, seconds=time.monotonic() - began
-    )
+    corrections = work.corrections(repair, {name: torch.tensor(indices) for name, indices in plan.kept.items()})
+    return replace(plan, calibration_macs=work.macs, corrections=corrections, seconds=time.monotonic() - began)
 
 
 def _ready(network: nn.Module) -> Backbone:

@@ -64,9 +64,7 @@ class Repair:
 REPAIRS: dict[str, Repair] = {}
 
 
-def repair(
-    name: str, needs: str = "nothing", solves: bool = False, cut: bool = False
-) -> Callable[[Correct], Correct]:
+def repair(name: str, needs: str = "nothing", solves: bool = False, cut: bool = False) -> Callable[[Correct], Correct]:
     """Register the decorated function as the repair `name`."""
 
     def register(correct: Correct) -> Correct:
@@ -195,9 +193,7 @@ def _raise_output(network: nn.Module, reader: Consumer, gained: Tensor) -> None:
     elif reader.norm is not None:
         network.get_submodule(reader.norm).running_mean -= gained
     else:
-        raise UserError(
-            f"{reader.name} has neither a bias nor a batch norm behind it to repair: choose repair='none'."
-        )
+        raise UserError(f"{reader.name} has neither a bias nor a batch norm behind it to repair: choose repair='none'.")
 
 
 def _merge(network: nn.Module, reader: Consumer, kept: Tensor, channels: Tensor, merge: Tensor) -> None:

@@ -60,9 +60,7 @@ def whole_number(name: str, value: int, least: int) -> int:
     return int(value)
 
 
-def checked_images(
-    images: Tensor | np.ndarray | None, hungry: list[str], dtype: torch.dtype
-) -> Tensor | None:
+def checked_images(images: Tensor | np.ndarray | None, hungry: list[str], dtype: torch.dtype) -> Tensor | None:
     """The images as the network takes them, for what of a request is `hungry` for some."""
     if images is None:
         if hungry:

@@ -203,9 +203,7 @@ def _patches(layer: nn.Module, inputs: Tensor) -> Tensor:
         windows = timm.layers.pad_same(inputs, layer.kernel_size, layer.stride, layer.dilation)
     else:
         windows = F.pad(inputs, layer._reversed_padding_repeated_twice)
-    for axis, (taps, stride, dilation) in enumerate(
-        zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
-    ):
+    for axis, (taps, stride, dilation) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)):
         windows = windows.unfold(2 + axis, dilation * (taps - 1) + 1, stride)
     windows = windows[..., :: layer.dilation[0], :: layer.dilation[1]]
     rows, columns = windows.shape[2:4]

@@ -324,9 +324,7 @@ def undeclared_layers(network: nn.Module) -> list[Layer]:
     blocks = tuple(f"{name}." for name, module in network.named_modules() if type(module) in BLOCKS)
     known = {layer.name for layer in stem.branch.layers}
     mixing = [
-        Layer(name, module)
-        for name, module in network.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear))
+        Layer(name, module) for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))
     ]
     last = max((place for place, layer in enumerate(mixing) if layer.name.startswith(blocks)), default=0)
     return [layer for layer in mixing[:last] if not layer.name.startswith(blocks) and layer.name not in known]

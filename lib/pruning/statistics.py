@@ -117,9 +117,7 @@ def synthetic_images(count: int, side: int, seed: int) -> Tensor:
     return 0.5 * images / images.std((0, 2, 3), keepdim=True)
 
 
-def gaussian_moments(
-    activation: Callable[[Tensor], Tensor], mean: Tensor, std: Tensor
-) -> tuple[Tensor, Tensor]:
+def gaussian_moments(activation: Callable[[Tensor], Tensor], mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (C,) of activation(N(mean, std)), by integration over +-6 std."""
     z = torch.linspace(-6, 6, 481, dtype=torch.float64)
     weights = torch.exp(-(z**2) / 2)

@@ -52,14 +52,10 @@ def _extended(profile: str) -> list[dict]:
     name: str | None = profile
     while name is not None:
         if name not in profiles or profiles[name] in found:
-            raise UserError(
-                f"Unknown PROFILE={name}: expected one of {', '.join(profiles)}, none through itself."
-            )
+            raise UserError(f"Unknown PROFILE={name}: expected one of {', '.join(profiles)}, none through itself.")
         for table, rows in profiles[name].items():
             if not _is_well_formed(table, rows):
-                raise UserError(
-                    f"{PROFILES.name}: {name}.{table}={rows!r} is not valid: see docs/extending.md."
-                )
+                raise UserError(f"{PROFILES.name}: {name}.{table}={rows!r} is not valid: see docs/extending.md.")
         found.insert(0, profiles[name])
         name = profiles[name].get("extends")
     return found

@@ -30,13 +30,7 @@ MOST_EPOCHS = 10_000
 # What changes no number: the list of budgets, and how the same tasks and weights are had.
 _NOT_IN_KEY = {"budgets", "missing", "stream", "tasks", "weights"}
 
-_NAMES = {
-    "criterion": CRITERIA,
-    "scope": SCOPES,
-    "granularity": GRANULARITIES,
-    "repair": REPAIRS,
-    "learner": LEARNERS,
-}
+_NAMES = {"criterion": CRITERIA, "scope": SCOPES, "granularity": GRANULARITIES, "repair": REPAIRS, "learner": LEARNERS}
 
 
 class RunSpec(BaseModel):
@@ -55,9 +49,7 @@ class RunSpec(BaseModel):
     stream: str = "pocket"  # a name, or the path of a stream.yaml
     missing: Literal["error", "skip"] = "error"  # what to do about tasks of the stream that are not here
     budgets: list[float] = Field(min_length=1)  # in dense epochs
-    calibration_images: int = Field(
-        64, ge=2, le=MANY
-    )  # of a task's own, for criteria and repairs that need some
+    calibration_images: int = Field(64, ge=2, le=MANY)  # of a task's own, for criteria and repairs that need some
     trials: int = Field(1, ge=1, le=64)  # of a search of the recipe, on each task; 1: the rule's
     # None: what the backbone is best used at
     image_size: int = Field(None, ge=SIZES[0], le=SIZES[1], validate_default=True)

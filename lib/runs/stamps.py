@@ -134,9 +134,7 @@ class _Statement:
 
 
 @cache
-def _code_hash(
-    sources: Sources, roots: frozenset[tuple[str, str]], names: frozenset[str] | None = None
-) -> str:
+def _code_hash(sources: Sources, roots: frozenset[tuple[str, str]], names: frozenset[str] | None = None) -> str:
     """Hash of the code that is reached from `roots`, by name.
 
     Where `names` are given, of what is registered only what is so under one of them, and of modules only

@@ -70,9 +70,7 @@ class Store:
         """One row per event and budget of `spec`, in order. Raises UserError where one is not done."""
         asked = [(event, budget) for event in range(len(stream.tasks)) for budget in spec.budgets]
         if not all(self.has(*one) for one in asked):
-            raise UserError(
-                f"{self.folder} holds no complete run of this spec: call run_stream with it first."
-            )
+            raise UserError(f"{self.folder} holds no complete run of this spec: call run_stream with it first.")
         common = spec.model_dump(exclude={"budgets", "tasks"}) | {"left_out": ", ".join(stream.left_out)}
         measured = [json.loads(self._event(*one).read_bytes()) for one in asked]
         kinds = {name: kind for name, kind in get_type_hints(RunSpec).items() if name in common}

@@ -26,9 +26,7 @@ class ArchiveSource:
         self.file = file
         try:
             with zipfile.ZipFile(file) as archive:
-                self.entries = [
-                    entry for entry in archive.infolist() if entry.filename.split("/")[0] in PARTS
-                ]
+                self.entries = [entry for entry in archive.infolist() if entry.filename.split("/")[0] in PARTS]
         except (OSError, zipfile.BadZipFile) as error:
             raise UserError(f"{file} is no ZIP archive that can be read ({error}): make it anew.") from error
         self.names = sorted({entry.filename.split("/")[1] for entry in self.entries})
@@ -56,10 +54,7 @@ class ArchiveSource:
             image = partial(_image, self.file, entry.filename)
             parts.setdefault(part, []).append(Example(where, numbers[name], image))
         rng = np.random.default_rng(0)
-        return {
-            part: [examples[place] for place in rng.permutation(len(examples))]
-            for part, examples in parts.items()
-        }
+        return {part: [examples[place] for place in rng.permutation(len(examples))] for part, examples in parts.items()}
 
 
 @cache

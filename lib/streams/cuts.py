@@ -40,12 +40,7 @@ def by_last_of_class(labels: Sequence[int], shares: dict[str, float]) -> dict[st
     Labels below zero are left out; `shares` only names the parts.
     """
     numbers = np.asarray(labels)
-    ends = {
-        "train": slice(None, -4),
-        "dev": slice(-4, -3),
-        "dev_test": slice(-3, -2),
-        "test": slice(-2, None),
-    }
+    ends = {"train": slice(None, -4), "dev": slice(-4, -3), "dev_test": slice(-3, -2), "test": slice(-2, None)}
     places = [np.flatnonzero(numbers == number) for number in np.unique(numbers[numbers >= 0])]
     return {part: np.concatenate([of_class[ends[part]] for of_class in places]) for part in shares}
 

@@ -98,7 +98,6 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
     top = next((top for top in tops if 0 <= low <= high <= top), None)
     if top is None:  # also where some are not a number
         raise UnreadableImage(
-            f"its values go from {low:g} to {high:g}: expected 0 to 1, 255, 4095 or 65535; scale them to 8 "
-            "bits"
+            f"its values go from {low:g} to {high:g}: expected 0 to 1, 255, 4095 or 65535; scale them to 8 bits"
         )
     return (values * (255 / top)).round().astype(np.uint8)

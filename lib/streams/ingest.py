@@ -123,9 +123,7 @@ def _ingest(source: Source, name: str, image_size: int, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_images(
-    examples: Sequence[Example], image_size: int, file: Path, unreadable: list[str]
-) -> list[Example]:
+def _write_images(examples: Sequence[Example], image_size: int, file: Path, unreadable: list[str]) -> list[Example]:
     """Write the images that can be read, one after the other, and return their examples."""
 
     def write_header(count: int) -> None:
@@ -158,9 +156,7 @@ def _labels(examples: list[Example], source: Source) -> np.ndarray:
 
 def _check_classes(name: str, source: Source, train: Sequence[Example]) -> None:
     if source.num_classes < 2:
-        raise UserError(
-            f"The task {name!r} has {source.num_classes} class: expected two or more to tell apart."
-        )
+        raise UserError(f"The task {name!r} has {source.num_classes} class: expected two or more to tell apart.")
     seen = {label for example in train for label in example.labels}
     missing = sorted(set(range(source.num_classes)) - seen)
     if missing and source.every_class_trains:

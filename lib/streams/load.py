@@ -66,8 +66,7 @@ def _rows(name: str | Path) -> tuple[str, list[Listed]]:
     known = [stream for stream in STREAMS if f"{name}/".startswith(f"{stream}/")]
     if not known:
         raise UserError(
-            f"Unknown stream {name!r}: expected one of {', '.join(STREAMS)}, or the path of a "
-            "stream file (.yaml)."
+            f"Unknown stream {name!r}: expected one of {', '.join(STREAMS)}, or the path of a stream file (.yaml)."
         )
     arguments = name.removeprefix(known[0]).split("/")[1:]
     return name, STREAMS[known[0]](*arguments)
@@ -110,9 +109,7 @@ def _read(file: Path) -> _StreamFile:
             raise UserError(f"{file} holds {kind}: expected `name` and `tasks`, as in docs/extending.md.")
         found = _StreamFile.model_validate(content)
     except OSError as error:
-        raise UserError(
-            f"{file} cannot be read ({error.strerror}): expected the path of a stream file."
-        ) from error
+        raise UserError(f"{file} cannot be read ({error.strerror}): expected the path of a stream file.") from error
     except yaml.YAMLError as error:
         tabs = " Indent with spaces instead of tabs." if "'\\t'" in str(error) else ""
         raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}.{tabs}") from error

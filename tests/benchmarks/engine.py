@@ -93,9 +93,7 @@ def plain_loop(network: TaskNetwork, train: Split, backbone: Backbone, recipe: R
         persistent_workers=True,
     )
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
+    optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     stable = steps // 2
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / 2, 1, (steps - step) / (steps - stable))
@@ -226,11 +224,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2048, help="training images a measurement")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    rows = [
-        throughput(name, batch, arguments.images, arguments.threads)
-        for name in BACKBONES
-        for batch in (16, 128)
-    ]
+    rows = [throughput(name, batch, arguments.images, arguments.threads) for name in BACKBONES for batch in (16, 128)]
     print(pd.DataFrame(rows).to_string(index=False))
     print()
     print(growth().to_string(index=False))

@@ -41,12 +41,7 @@ RECIPES = {
         "least_squares_synthetic",
         False,
     ),
-    "data-free: elimination on synthetic images, global + mean": (
-        "activation_images",
-        "global",
-        "mean",
-        True,
-    ),
+    "data-free: elimination on synthetic images, global + mean": ("activation_images", "global", "mean", True),
     "64 images: elimination, global + least squares": ("activation_images", "global", "least_squares", False),
     "64 images: elimination, global + mean": ("activation_images", "global", "mean", False),
 }
@@ -106,12 +101,7 @@ def quality(archive: Path, count: int) -> pd.DataFrame:
     for name, (criterion, scope, repair, on_synthetic) in RECIPES.items():
         for ratio in RATIOS:
             plan = plan_pruning(
-                dense,
-                ratio,
-                criterion,
-                scope=scope,
-                repair=repair,
-                images=synthetic if on_synthetic else calibration,
+                dense, ratio, criterion, scope=scope, repair=repair, images=synthetic if on_synthetic else calibration
             )
             rows[name, ratio] = accuracy(plan.apply(dense), validation, truth) / top1
             if name == "L1":
@@ -132,9 +122,7 @@ def pruning_seconds(rounds: int = 5) -> dict[str, float]:
         seconds["ours"].append(time.perf_counter() - began)
         theirs = copy.deepcopy(network)
         ignored = [
-            conv
-            for name, conv in theirs.named_modules()
-            if name.endswith(("conv3", "downsample.0", "body.conv1"))
+            conv for name, conv in theirs.named_modules() if name.endswith(("conv3", "downsample.0", "body.conv1"))
         ]
         began = time.perf_counter()
         torch_pruning.pruner.BasePruner(
@@ -173,9 +161,7 @@ def latency_targets() -> pd.DataFrame:
             dense, None, "l1", scope="uniform", repair="none", target_latency_ms=share * full, batch_size=32
         )
         again = measure_latency(plan.apply(dense), 64, batch_size=32)
-        rows.append(
-            {"wanted": share, "measured again": again / full, "ratio": plan.ratio, "met": plan.target.met}
-        )
+        rows.append({"wanted": share, "measured again": again / full, "ratio": plan.ratio, "met": plan.target.met})
     return pd.DataFrame(rows).round(3)
 
 

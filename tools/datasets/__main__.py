@@ -24,9 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.datasets", description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help="where a copy was unpacked or checked out to")
     parser.add_argument("name", nargs="*", help="the data sets to make of it, such as 'MNIST'")
-    parser.add_argument(
-        "--list", action="store_true", help="list the data sets and the copies they come from"
-    )
+    parser.add_argument("--list", action="store_true", help="list the data sets and the copies they come from")
     arguments = parser.parse_args()
     if arguments.list:
         print(listing())

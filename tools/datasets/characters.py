@@ -10,19 +10,7 @@ from PIL import Image
 
 from lib.common.errors import UserError
 from lib.streams.cuts import SHARES, by_count
-from tools.datasets.prepare import (
-    Parts,
-    Picture,
-    cut,
-    dataset,
-    distinct,
-    drawn,
-    find,
-    one,
-    package,
-    pictures,
-    reading,
-)
+from tools.datasets.prepare import Parts, Picture, cut, dataset, distinct, drawn, find, one, package, pictures, reading
 
 _WITH_TEST = SHARES[("test",)]
 
@@ -149,7 +137,5 @@ def semeion(source: Path) -> Parts:
 )
 def chars74k(source: Path) -> Parts:
     """English/Img/{GoodImg,BadImag}/Bmp/SampleCLASS/*.png"""
-    files = find(
-        source, "**/English/Img/GoodImg/Bmp/Sample*/*.png", "**/English/Img/BadImag/Bmp/Sample*/*.png"
-    )
+    files = find(source, "**/English/Img/GoodImg/Bmp/Sample*/*.png", "**/English/Img/BadImag/Bmp/Sample*/*.png")
     return cut(distinct(pictures(files)))

@@ -72,10 +72,7 @@ def _fetch_on(url: str, part: Path) -> None:
             mode, had = "wb", 0
         total = had + response.length if response.length is not None else None
         name = part.stem.split("-", 1)[-1][:40]
-        with (
-            part.open(mode) as out,
-            tqdm(total=total, initial=had, unit="B", unit_scale=True, desc=name) as bar,
-        ):
+        with part.open(mode) as out, tqdm(total=total, initial=had, unit="B", unit_scale=True, desc=name) as bar:
             while chunk := response.read(CHUNK):
                 out.write(chunk)
                 bar.update(len(chunk))
@@ -136,9 +133,7 @@ def download(name: str, root: Path) -> None:
         shutil.rmtree(downloads)
     except Exception as error:  # each loader has its own
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{name} could not be downloaded ({reason}): run the command again to go on."
-        ) from error
+        raise UserError(f"{name} could not be downloaded ({reason}): run the command again to go on.") from error
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
         if downloads.is_dir() and not any(downloads.iterdir()):
@@ -151,9 +146,7 @@ def download_stream(stream: str) -> list[str]:
     said = []
     for name, how in tasks[~tasks["available"]].drop_duplicates("name").set_index("name")["how"].items():
         # What is said of a task is the call of the loader.
-        loaders = [
-            loader for loader in LOADERS if LOADERS[loader].downloads and how_to_get(loader, root) in how
-        ]
+        loaders = [loader for loader in LOADERS if LOADERS[loader].downloads and how_to_get(loader, root) in how]
         try:
             for loader in loaders:
                 download(loader, root)
@@ -167,8 +160,7 @@ if __name__ == "__main__":
     with exit_with_one_sentence():
         if len(sys.argv) != 2:
             raise UserError(
-                "Usage: python -m tools.datasets.download STREAM, such as nevis/short or the path of a "
-                "stream.yaml"
+                "Usage: python -m tools.datasets.download STREAM, such as nevis/short or the path of a stream.yaml"
             )
         for line in download_stream(sys.argv[1]):
             print(line)

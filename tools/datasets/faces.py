@@ -11,9 +11,7 @@ from tools.datasets.prepare import Parts, cut, dataset, drawn, find, one, pictur
 FEWEST = 5  # images of a person that the benchmark keeps
 
 
-@dataset(
-    "LFW", source="baileyfriend/Gender-Image-Classifier@9aaaad06", official=5_985, differs="Grey, not colour."
-)
+@dataset("LFW", source="baileyfriend/Gender-Image-Classifier@9aaaad06", official=5_985, differs="Grey, not colour.")
 def lfw(source: Path) -> Parts:
     """lfw/PERSON/PERSON_NUMBER.jpg; people of five images and more."""
     found = pictures(find(source, "**/lfw/*/*.jpg"))

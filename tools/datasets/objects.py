@@ -8,18 +8,7 @@ import numpy as np
 
 from lib.common.errors import UserError
 from lib.streams.cuts import SHARES, by_count
-from tools.datasets.prepare import (
-    Parts,
-    Picture,
-    cut,
-    dataset,
-    distinct,
-    find,
-    one,
-    package,
-    pictures,
-    reading,
-)
+from tools.datasets.prepare import Parts, Picture, cut, dataset, distinct, find, one, package, pictures, reading
 
 _WITH_TEST = SHARES[("test",)]
 
@@ -113,9 +102,7 @@ def stanford_cars(source: Path) -> Parts:
         labels = [f"{int(line):03d}" for line in file.read_text().split()]
     if len(labels) != len(images):
         raise UserError(f"{file} has {len(labels)} lines for {len(images)} images: get both anew.")
-    return cut(
-        [Picture(str(image), label, image.read_bytes) for image, label in zip(images, labels, strict=True)]
-    )
+    return cut([Picture(str(image), label, image.read_bytes) for image, label in zip(images, labels, strict=True)])
 
 
 @dataset(
@@ -130,9 +117,7 @@ def gtsrb(source: Path) -> Parts:
     test = sorted(find(source, "**/Final_Test/Images/*.ppm"))
     file = one(source, "**/GT-final_test.csv")
     with reading(file), file.open(newline="") as opened:
-        classes = {
-            row["Filename"]: f"{int(row['ClassId']):05d}" for row in csv.DictReader(opened, delimiter=";")
-        }
+        classes = {row["Filename"]: f"{int(row['ClassId']):05d}" for row in csv.DictReader(opened, delimiter=";")}
         tested = pictures(test, lambda image: classes[image.name])
     return cut(pictures(train), _WITH_TEST) | {"test": tested}
 
@@ -149,10 +134,7 @@ def mpeg7(source: Path) -> Parts:
     """mpeg7shapeB-PNG.rar with CLASS-NUMBER.png, or what it holds."""
     packed = sorted(source.glob("**/mpeg7shapeB-PNG.rar"))
     found = _unpacked(packed[0]) if packed else pictures(find(source, "**/*-*.png"))
-    found = [
-        Picture(picture.where, Path(picture.where).stem.split("-")[0].lower(), picture.read)
-        for picture in found
-    ]
+    found = [Picture(picture.where, Path(picture.where).stem.split("-")[0].lower(), picture.read) for picture in found]
     return cut(sorted(found, key=lambda picture: picture.where))
 
 

@@ -193,9 +193,7 @@ def find(source: Path, *patterns: str) -> list[Path]:
     Raises UserError where there are none.
     """
     found = {file for pattern in patterns for file in source.glob(pattern) if file.is_file()}
-    kept = [
-        file for file in found if not any(part.startswith(".") for part in file.relative_to(source).parts)
-    ]
+    kept = [file for file in found if not any(part.startswith(".") for part in file.relative_to(source).parts)]
     if not kept:
         raise UserError(
             f"{source} has no file {' or '.join(patterns)}: expected a copy laid out as "
@@ -213,9 +211,7 @@ def one(source: Path, *patterns: str) -> Path:
     return find(source, *patterns)[0]
 
 
-def pictures(
-    files: Iterable[Path], label: Callable[[Path], str] = lambda file: file.parent.name
-) -> list[Picture]:
+def pictures(files: Iterable[Path], label: Callable[[Path], str] = lambda file: file.parent.name) -> list[Picture]:
     """A picture per file, by default of the class that its folder is called."""
     return [Picture(str(file), label(file), file.read_bytes) for file in files]
 

@@ -47,10 +47,7 @@ def absent(stream: str) -> list[str]:
 
 def markdown(rows: pd.DataFrame) -> str:
     """The rows as a table of Markdown."""
-    lines = [
-        "| data set (years) | images, of | classes | train, dev, test | what differs |",
-        "|---|---|---|---|---|",
-    ]
+    lines = ["| data set (years) | images, of | classes | train, dev, test | what differs |", "|---|---|---|---|---|"]
     for row in rows.itertuples():
         parts = ", ".join(f"{getattr(row, part):,}" for part in PARTS)
         lines.append(

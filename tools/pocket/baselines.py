@@ -42,8 +42,7 @@ def _targets(of: Task, samples: list[Sample]) -> np.ndarray:
 
 def _pixels(samples: list[Sample]) -> np.ndarray:
     rows = [
-        np.asarray(sample.image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
-        for sample in samples
+        np.asarray(sample.image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)) for sample in samples
     ]
     return np.stack(rows).reshape(len(rows), -1).astype(np.float32) / 255
 
@@ -86,8 +85,7 @@ def _fit(features: dict, train: np.ndarray, strength: float) -> dict[str, np.nda
         return {split: fitted.predict(features[split]) for split in ("dev", "test")}
     fitted = [model().fit(features["train"], column) for column in train.T]
     return {
-        split: np.stack([one.decision_function(features[split]) for one in fitted], axis=1)
-        for split in ("dev", "test")
+        split: np.stack([one.decision_function(features[split]) for one in fitted], axis=1) for split in ("dev", "test")
     }
 
 

@@ -50,9 +50,7 @@ def build_task(of: Task, sources: Sources, out: Path) -> dict:
         "title": of.title,
         "origin": sources.origin(of),
         "licence": of.licence,
-        "attribution": of.attribution.format(
-            typefaces=", ".join(name.removeprefix("fonts-") for name in of.packages)
-        ),
+        "attribution": of.attribution.format(typefaces=", ".join(name.removeprefix("fonts-") for name in of.packages)),
         "counts": {split: len(splits[split]) for split in SPLITS},
         **baselines(of, splits),
         "notes": f"Year: {of.year_reason} {of.notes}".strip(),
@@ -125,8 +123,7 @@ def write_readme(cards: list[dict], path: Path) -> None:
         "deviation and an 8-bin histogram of each channel); `majority` is that of a constant "
         "answer.",
         "",
-        "| task | year | domain | kind | classes | train / dev / test | pixels | colour | majority "
-        "| licence |",
+        "| task | year | domain | kind | classes | train / dev / test | pixels | colour | majority | licence |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for card in cards:
@@ -173,9 +170,7 @@ def build(out: Path, cache: Path, only: list[str] | None = None) -> list[dict]:
             flush=True,
         )
         # Written after every task, so that an interrupted run leaves cards that fit their files.
-        ordered = sorted(
-            (cards[name] for name in cards if name in known), key=lambda c: (c["year"], c["name"])
-        )
+        ordered = sorted((cards[name] for name in cards if name in known), key=lambda c: (c["year"], c["name"]))
         with atomic_path(cards_path) as temporary:
             temporary.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", "utf-8")
         write_readme(ordered, out / "README.md")
@@ -187,9 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.pocket.build", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder that gets the stream")
     parser.add_argument("--cache", type=Path, help="folder that keeps downloads between runs")
-    parser.add_argument(
-        "--only", action="append", metavar="TASK", help="build this task only; may be repeated"
-    )
+    parser.add_argument("--only", action="append", metavar="TASK", help="build this task only; may be repeated")
     options = parser.parse_args(arguments)
     folder = nullcontext(options.cache) if options.cache else tempfile.TemporaryDirectory()
     try:

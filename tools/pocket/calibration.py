@@ -97,9 +97,7 @@ def photographs(sources: Sources) -> list[Photograph]:
             }
             for name, content in contents.items():
                 if re.fullmatch(pattern, name) and name.endswith((".jpg", ".gif", ".webp")):
-                    nearest = max(
-                        (folder for folder in notes if name.startswith(folder)), key=len, default=""
-                    )
+                    nearest = max((folder for folder in notes if name.startswith(folder)), key=len, default="")
                     rights = _rights(f"{place}/{name}", whole + notes.get(nearest, []))
                     image = Image.open(io.BytesIO(content))
                     image.draft("RGB", (1024, 1024))
@@ -160,9 +158,7 @@ def _paragraphs(text: str) -> list[Rights]:
                 licence = re.sub(spelling, usual, licence)
             page = re.search(r"https?://\S+", " ".join(fields.get("Source", []) + fields.get("Comment", [])))
             patterns = tuple(" ".join(fields["Files"]).split())
-            paragraphs.append(
-                Rights(patterns, ", ".join(fields["Copyright"]), licence, page[0] if page else "")
-            )
+            paragraphs.append(Rights(patterns, ", ".join(fields["Copyright"]), licence, page[0] if page else ""))
     return paragraphs
 
 
@@ -293,9 +289,7 @@ def _write_readme(cut: list[tuple[Photograph, Image.Image]], kept: int, out: Pat
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 0 when the images were built, 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.pocket.calibration", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m tools.pocket.calibration", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder that gets the images")
     parser.add_argument("--cache", type=Path, help="folder that keeps downloads between runs")
     options = parser.parse_args(arguments)

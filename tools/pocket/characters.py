@@ -49,9 +49,7 @@ def scripts(sources: Sources, of: Task) -> list[Sample]:
         infix = "" if script in of.rules["in_plain_fonts"] else script
         draw = generator(f"scripts {script}")
         paths = [
-            folder / f"Noto{family}{infix}-{style}.ttf"
-            for family in ("Sans", "Serif")
-            for style in ("Regular", "Bold")
+            folder / f"Noto{family}{infix}-{style}.ttf" for family in ("Sans", "Serif") for style in ("Regular", "Bold")
         ]
         fonts = [ImageFont.truetype(str(p), 64, layout_engine=ImageFont.Layout.BASIC) for p in paths]
         known = set.intersection(*(set(TTFont(path, lazy=True).getBestCmap()) for path in paths))

@@ -137,9 +137,7 @@ def generator(name: str) -> random.Random:
     return random.Random(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
 
 
-def fit(
-    image: Image.Image, margin: float = 0.04, grey: bool = False, background: str = "white"
-) -> Image.Image:
+def fit(image: Image.Image, margin: float = 0.04, grey: bool = False, background: str = "white") -> Image.Image:
     """The image on a plain background, cut to what is opaque, padded to a square, at 64 px."""
     rgba = image.convert("RGBA")
     box = rgba.getchannel("A").point(lambda alpha: 255 * (alpha > 12)).getbbox()
@@ -215,8 +213,7 @@ def split_samples(samples: list[Sample], of: Task) -> dict[str, list[Sample]]:
     for name in names:
         members = groups[name]
         need = {
-            split: sum(left[classes[i], split] / max(1, room[classes[i], split]) for i in members)
-            for split in SPLITS
+            split: sum(left[classes[i], split] / max(1, room[classes[i], split]) for i in members) for split in SPLITS
         }
         split = max(SPLITS, key=lambda s: need[s])
         for index in members:
@@ -231,10 +228,7 @@ def split_samples(samples: list[Sample], of: Task) -> dict[str, list[Sample]]:
 def _strata(samples: list[Sample]) -> list[int]:
     """Each sample's class, or its rarest tag."""
     tags = Counter(tag for s in samples if not isinstance(s.label, int) for tag in s.label)
-    return [
-        s.label if isinstance(s.label, int) else min(s.label, key=lambda tag: (tags[tag], tag))
-        for s in samples
-    ]
+    return [s.label if isinstance(s.label, int) else min(s.label, key=lambda tag: (tags[tag], tag)) for s in samples]
 
 
 def _cap(counts: list[int], wanted: int) -> int:

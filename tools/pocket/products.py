@@ -42,7 +42,5 @@ def furniture(sources: Sources, of: Task) -> list[Sample]:
                 if entry.get("category") in of.classes and entry["icon"].lstrip("/") in archive.namelist():
                     picture = Image.open(io.BytesIO(archive.read(entry["icon"].lstrip("/"))))
                     model = re.sub(r"\W*\d+$", "", entry["name"].lower())
-                    samples.append(
-                        Sample(fit(picture), of.classes.index(entry["category"]), f"{library.stem} {model}")
-                    )
+                    samples.append(Sample(fit(picture), of.classes.index(entry["category"]), f"{library.stem} {model}"))
     return drop_near_duplicates(samples)

@@ -141,9 +141,7 @@ def best_ratio(by_ratio: pd.DataFrame) -> Figure:
         least = rows.groupby("panel", observed=True)["error"].idxmin()
         curves.append(Curve(rows.loc[least], look | star))
     x = "ratio", "share of filters removed"
-    figure = style.panels(
-        curves, x, ("error", "test error, mean over tasks"), height=2.9, columns=5, col="panel"
-    )
+    figure = style.panels(curves, x, ("error", "test error, mean over tasks"), height=2.9, columns=5, col="panel")
     for axes in figure.axes:
         axes.xaxis.set_major_formatter(PercentFormatter(1))
     return figure
@@ -181,9 +179,7 @@ def regret(table: pd.DataFrame, records: pd.DataFrame, named: Iterable[str]) -> 
     """
     table = table.assign(choice=style.in_order(table["choice"]))
     advised = table["policy"] == "adviser"
-    best = (
-        table[~advised].groupby(["arm", "choice"], observed=True)["regret"].mean().unstack("choice").idxmin()
-    )
+    best = table[~advised].groupby(["arm", "choice"], observed=True)["regret"].mean().unstack("choice").idxmin()
     fixed = table[~advised & table["arm"].isin([*named, *best])]
     always = _arm_curves(records, _mean_regret(fixed, "arm"))
     curves = [curve._replace(label=f"always {curve.label}") for curve in always]

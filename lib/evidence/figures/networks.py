@@ -74,9 +74,7 @@ def granularity_by_distance(table: pd.DataFrame) -> Figure:
     A row of panels per unit, a column per ratio, a colour per budget. Columns of the table: unit, task,
     distance, ratio, budget, points.
     """
-    table = table.assign(network=style.in_order(style.unit_names(table["unit"]))).sort_values(
-        "ratio", kind="stable"
-    )
+    table = table.assign(network=style.in_order(style.unit_names(table["unit"]))).sort_values("ratio", kind="stable")
     table["removed"] = style.in_order(table["ratio"].map("{:.0%} removed".format))
     table = table.sort_values("budget", kind="stable")
     curves = style.coloured(table, "budget", "viridis", "{:g} dense epochs", linewidth=0, pointsize=3)

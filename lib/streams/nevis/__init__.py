@@ -92,8 +92,7 @@ def _rows(variant: str, *arguments: str) -> list[Listed]:
     arguments = arguments[:-1] if meta_train else arguments
     if len(arguments) > (2 if change is _random else 0):
         raise UserError(
-            f"nevis/{variant}/{'/'.join(arguments)} is unknown: expected nevis/{variant}, or with "
-            "/meta_train after it."
+            f"nevis/{variant}/{'/'.join(arguments)} is unknown: expected nevis/{variant}, or with /meta_train after it."
         )
     events = change(_events(table), *arguments)
     return [_listed(event) for event in (_before(events) if meta_train else events)]

@@ -63,9 +63,7 @@ class PreparedSource:
         for file in self._shards(part):
             for place, data in records(file):
                 where = f"{file}, byte {place}"
-                found.append(
-                    Example(where, self._label(data, where), partial(_image, file, place, len(data)))
-                )
+                found.append(Example(where, self._label(data, where), partial(_image, file, place, len(data))))
         # Shards may have been written in the order of classes.
         return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
 
@@ -134,7 +132,6 @@ def _num_classes(metadata: Path) -> int:
     found = values[values.index("num_classes") + 1] if is_metadata and "num_classes" in values else None
     if not isinstance(found, int):
         raise UserError(
-            f"{metadata} cannot be read: expected the number of classes that dm_nevis writes; nothing of it "
-            "was run."
+            f"{metadata} cannot be read: expected the number of classes that dm_nevis writes; nothing of it was run."
         )
     return found
