@@ -9,11 +9,12 @@ class UserError(ValueError):
     """Bad input. Its message names the value, what was expected and what to do."""
 
 
-def choose(kind: str, name: object, known: Iterable[str]) -> None:
-    """Raise UserError unless `name` is one of the `known` names of this `kind` of thing."""
+def choose(kind: str, name: object, known: Iterable[str]) -> str:
+    """`name`, one of the `known` names of this `kind` of thing. Raises UserError for another."""
     names = list(known)
     if name not in names:
         raise UserError(f"Unknown {kind} {name!r}: expected one of {', '.join(names)}.")
+    return str(name)
 
 
 @contextmanager

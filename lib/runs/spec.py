@@ -4,11 +4,11 @@ import hashlib
 import json
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo
 from pydantic import field_validator as check
 from pydantic import model_validator as check_all
 
@@ -33,12 +33,65 @@ _NOT_IN_KEY = {"budgets", "missing", "stream", "tasks", "weights"}
 _NAMES = {"criterion": CRITERIA, "scope": SCOPES, "granularity": GRANULARITIES, "repair": REPAIRS, "learner": LEARNERS}
 
 
+@cache
+def best_image_size(backbone: str) -> int:
+    """The side in pixels that a backbone is best used at, for its compute."""
+    if backbone.startswith("efficientnet_lite"):
+        return 128
+    with torch.device("meta"):
+        return load_backbone(backbone, pretrained=False).image_size
+
+
+# --- what each field is checked by: with the fields before it, where they matter ----------------------
+
+
+def _known_backbone(name: object) -> object:
+    find_backbone(str(name))
+    return name
+
+
+def _ascending(budgets: list[float]) -> list[float]:
+    if not 0 < min(budgets) <= max(budgets) <= MOST_EPOCHS or budgets != sorted(set(budgets)):
+        raise ValueError(f"expected dense epochs above 0 in ascending order, such as [0.25, 1], {MOST_EPOCHS} at most")
+    return budgets
+
+
+def _suitable_size(size: object, info: ValidationInfo) -> object:
+    return best_image_size(info.data["backbone"]) if size is None and "backbone" in info.data else size
+
+
+def _known_reference(reference: str) -> str:
+    name, _, size = reference.partition("@")
+    try:
+        if not size.isdigit() or not SIZES[0] <= int(size) <= SIZES[1]:
+            raise UserError(f"The size {size!r} is none.")
+        find_backbone(name)
+    except UserError as error:
+        wanted = f"expected network@pixels with {SIZES[0]}..{SIZES[1]} pixels, such as resnet50@64"
+        raise ValueError(f"{wanted}. {error}") from error
+    return reference
+
+
+def _suitable_precision(name: object, info: ValidationInfo) -> object:
+    if name is None:
+        table = json.loads((LIB / "learning" / "precision.json").read_bytes())
+        return table.get(str(info.data.get("device")).split(":")[0], {}).get(info.data.get("backbone"), "fp32")
+    Precision.named(str(name))
+    return name
+
+
+def _existing_file(path: str) -> str:
+    if not Path(path).is_file():
+        raise ValueError("expected the path of a checkpoint, and there is no such file")
+    return path
+
+
 class RunSpec(BaseModel):
     """One arm: everything that changes its numbers. Raises UserError, one sentence, when invalid."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
 
-    backbone: str
+    backbone: Annotated[str, BeforeValidator(_known_backbone)]
     ratio: float = Field(ge=0, lt=1)  # share of filters removed; 0 is the dense network
     criterion: str = "activation"
     scope: str = "global"
@@ -48,17 +101,20 @@ class RunSpec(BaseModel):
     learner: str = "independent"
     stream: str = "pocket"  # a name, or the path of a stream.yaml
     missing: Literal["error", "skip"] = "error"  # what to do about tasks of the stream that are not here
-    budgets: list[float] = Field(min_length=1)  # in dense epochs
+    budgets: Annotated[list[float], Field(min_length=1), AfterValidator(_ascending)]  # in dense epochs
     calibration_images: int = Field(64, ge=2, le=MANY)  # of a task's own, for criteria and repairs that need some
     trials: int = Field(1, ge=1, le=64)  # of a search of the recipe, on each task; 1: the rule's
     # None: what the backbone is best used at
-    image_size: int = Field(None, ge=SIZES[0], le=SIZES[1], validate_default=True)
-    reference: str | None = None  # "network@pixels" that sets the unit; the run's own, dense, when None
+    image_size: Annotated[int, BeforeValidator(_suitable_size)] = Field(None, ge=SIZES[0], le=SIZES[1])
+    # "network@pixels" that sets the unit; the run's own, dense, when None
+    reference: Annotated[str, AfterValidator(_known_reference)] | None = None
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
-    precision: str = Field(None, validate_default=True)  # None: the table's, for backbone and device
+    # None: the table's, for backbone and device
+    precision: Annotated[str, BeforeValidator(_suitable_precision)] = Field(None)
     threads: int = Field(1, ge=1, le=1024)
     pretrained: bool = True
-    weights: str | None = None  # the path of a checkpoint of one's own, in place of the pretrained weights
+    # the path of a checkpoint of one's own, in place of the pretrained weights
+    weights: Annotated[str, AfterValidator(_existing_file)] | None = None
     learning_rate: float | None = Field(None, gt=0)  # None: the committed rule's
     train_images: int | None = Field(None, ge=2, le=MANY)  # a cap on the training images of a task
     evaluation_images: int | None = Field(None, ge=1, le=MANY)  # a cap on its dev and its test images
@@ -69,7 +125,7 @@ class RunSpec(BaseModel):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            raise UserError(_first_sentence(error)) from error
+            raise UserError(_sentence(error)) from error
 
     @property
     def engine(self) -> Engine:
@@ -88,115 +144,42 @@ class RunSpec(BaseModel):
         canonical = json.dumps(self.model_dump(exclude=_NOT_IN_KEY), sort_keys=True)
         return hashlib.sha256("\n".join([canonical, *contents]).encode()).hexdigest()[:16]
 
-    @check(*_NAMES, mode="before")
-    @classmethod
-    def _name_is_known(cls, name: object, info: ValidationInfo) -> object:
-        choose(str(info.field_name), name, _NAMES[str(info.field_name)])
-        return name
-
-    @check("backbone", mode="before")
-    @classmethod
-    def _backbone_is_known(cls, name: object) -> object:
-        find_backbone(str(name))
-        return name
-
-    @check("weights")
-    @classmethod
-    def _weights_are_there(cls, weights: str | None) -> str | None:
-        if weights is not None and not Path(weights).is_file():
-            raise ValueError("expected the path of a checkpoint, and there is no such file")
-        return weights
-
-    @check("reference")
-    @classmethod
-    def _reference_is_known(cls, reference: str | None) -> str | None:
-        if reference is not None:
-            name, _, size = reference.partition("@")
-            wanted = f"expected network@pixels with {SIZES[0]}..{SIZES[1]} pixels, such as resnet50@64"
-            if not size.isdigit() or not SIZES[0] <= int(size) <= SIZES[1]:
-                raise ValueError(wanted)
-            try:
-                find_backbone(name)
-            except UserError as error:
-                raise ValueError(f"{wanted}. {error}") from error
-        return reference
-
-    @check("image_size", mode="before")
-    @classmethod
-    def _size_that_suits_the_backbone(cls, size: object, info: ValidationInfo) -> object:
-        return best_image_size(info.data["backbone"]) if size is None and "backbone" in info.data else size
-
-    @check("precision", mode="before")
-    @classmethod
-    def _precision_of_the_table(cls, precision: object, info: ValidationInfo) -> object:
-        if precision is None:
-            table = json.loads((LIB / "learning" / "precision.json").read_bytes())
-            kind = str(info.data.get("device")).split(":")[0]
-            return table.get(kind, {}).get(info.data.get("backbone"), "fp32")
-        Precision.named(str(precision))
-        return precision
-
-    @check("budgets")
-    @classmethod
-    def _budgets_in_order(cls, budgets: list[float]) -> list[float]:
-        if not 0 < min(budgets) <= max(budgets) <= MOST_EPOCHS or budgets != sorted(set(budgets)):
-            raise ValueError(
-                f"expected dense epochs above 0 in ascending order, such as [0.25, 1], {MOST_EPOCHS} at most"
-            )
-        return budgets
-
-    @check("*", mode="before")  # the last of them comes first
+    @check("*", mode="before")
     @classmethod
     def _as_python(cls, value: object, info: ValidationInfo) -> object:
         """Numbers and arrays of numpy, pandas and torch, tuples and paths as what JSON has for them."""
+        name = str(info.field_name)
         if isinstance(value, Path):
-            return str(value)
-        if isinstance(value, (list, tuple, range)):
+            value = str(value)
+        elif isinstance(value, (list, tuple, range)):
             value = [one.item() if isinstance(one, np.generic) else one for one in value]
-        if hasattr(value, "tolist"):
+        elif hasattr(value, "tolist"):
             value = value.tolist()
-        is_whole = "int" in str(cls.model_fields[str(info.field_name)].annotation)
-        return int(value) if is_whole and isinstance(value, float) and value.is_integer() else value
+        if "int" in str(cls.model_fields[name].annotation) and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        return choose(name, value, _NAMES[name]) if name in _NAMES else value
 
     @check_all(mode="after")
-    def _search_makes_sense(self) -> "RunSpec":
-        if self.trials > 1 and self.learning_rate is not None:
+    def _fits_together(self) -> "RunSpec":
+        known = list(list_tasks(self.stream)["name"])
+        if others := sorted(set(self.tasks or ()) - set(known)):
             raise ValueError(
-                f"trials={self.trials} and learning_rate={self.learning_rate:g} exclude each other: expected "
-                "a search or a given rate"
+                f"tasks={others} are not in the stream {self.stream!r}: expected some of {', '.join(known)}"
             )
+        if self.trials > 1 and self.learning_rate is not None:
+            given = f"trials={self.trials} and learning_rate={self.learning_rate}"
+            raise ValueError(f"{given} exclude each other: expected a search or a given rate")
         if self.trials > 1 and not LEARNERS[self.learner].fine_tunes:
             raise ValueError(f"learner={self.learner!r} has no recipe to search: expected trials=1")
         return self
 
-    @check_all(mode="after")
-    def _tasks_are_known(self) -> "RunSpec":
-        known = list(list_tasks(self.stream)["name"])
-        if unknown := sorted(set(self.tasks or ()) - set(known)):
-            raise ValueError(
-                f"tasks={unknown} are not in the stream {self.stream!r}: expected some of {', '.join(known)}"
-            )
-        return self
 
-
-@cache
-def best_image_size(backbone: str) -> int:
-    """The side in pixels that a backbone is best used at, for its compute."""
-    if backbone.startswith("efficientnet_lite"):
-        return 128
-    with torch.device("meta"):
-        return load_backbone(backbone, pretrained=False).image_size
-
-
-def _first_sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError) -> str:
+    """What is wrong first."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        fields = ", ".join(RunSpec.model_fields)
-        return f"Unknown field {where!r} in RunSpec: expected one of {fields}."
-    reason = first["msg"].removeprefix("Value error, ").removesuffix(".")
-    if not where:
-        return f"RunSpec: {reason}."
-    if first["type"] == "missing":
-        return f"RunSpec needs {where}, and none was given: give it, as in RunSpec({where}=...)."
-    return f"{where}={first['input']!r} is not valid in RunSpec: {reason}."
+    where, reason = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ").removesuffix(".")
+    otherwise = f"{where}={first['input']!r} is not valid in RunSpec: {reason}." if where else f"RunSpec: {reason}."
+    return {
+        "extra_forbidden": f"Unknown field {where!r} in RunSpec: expected one of {', '.join(RunSpec.model_fields)}.",
+        "missing": f"RunSpec needs {where}, and none was given: give it, as in RunSpec({where}=...).",
+    }.get(first["type"], otherwise)
