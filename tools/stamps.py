@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from lib.common.errors import UserError, exit_with_one_sentence
-from lib.common.files import atomic_path
+from lib.common.files import renew
 from lib.common.paths import BUILD, ROOT
 from lib.runs.profiles import arms_of, records_file
 from lib.runs.stamps import code_of, drawing_hash, hash_of, read_sources, training_hash
@@ -46,10 +46,7 @@ def write_stamps(profile: str) -> None:
     texts["records"] = hash_of(file for file in records if file.exists())
     texts["draw.json"] = json.dumps({"profile": profile, "save_figures_to": profile})
     for name, text in texts.items():
-        path = folder / "stamps" / name
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            with atomic_path(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+        renew(folder / "stamps" / name, text.encode())
 
 
 def newer_code(profile: str) -> list[str]:

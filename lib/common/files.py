@@ -68,10 +68,18 @@ def locked(file: Path, otherwise: str) -> Iterator[None]:
         yield
 
 
+def renew(path: Path, content: bytes) -> None:
+    """Write `content`, all or nothing, unless it is there already: times of files tell what was renewed."""
+    with suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_json(path: Path, content: object) -> None:
     """Write `content` as JSON, all or nothing."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    renew(path, f"{json.dumps(content, indent=1)}\n".encode())
 
 
 def save_tensors(tensors: "dict[str, Tensor]", path: Path | str, about: dict[str, str] | None = None) -> None:

@@ -1,9 +1,10 @@
 """From a RunSpec to records: run one arm over a stream, resumable after every task and budget."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,23 +18,22 @@ from lib.learning.learners import LEARNERS, Learnt
 from lib.learning.ledger import Ledger
 from lib.learning.state import Checkpoints, Memory
 from lib.learning.training import TaskNetwork, error_of, predict
-from lib.networks.backbone import Backbone, load_backbone
+from lib.networks.backbone import Backbone, load_backbone, normalised
 from lib.networks.macs import forward_macs, training_macs
+from lib.pruning import plan_pruning
+from lib.pruning.criteria import CRITERIA
+from lib.pruning.repairs import REPAIRS
 from lib.runs.spec import RunSpec
 from lib.runs.stamps import training_hash
-from lib.runs.start import Starts
 from lib.runs.store import Store, open_run
 from lib.streams.task import Stream
 
+RECIPE = ("learning_rate", "label_smoothing", "weight_decay")  # as a record reports it
 MEASURED = ("dev", "test")  # the parts whose error a record reports
-CHARGED = {  # a record's column -> the ledger's purpose
-    "train_macs": "training",
-    "calibration_macs": "calibration",
-    "comparison_macs": "comparison",
-    "probe_macs": "probe",
-    "search_macs": "search",
-    "validation_macs": "validation",
-}
+_PURPOSES = "calibration", "comparison", "probe", "search", "validation"
+# a record's column -> the ledger's purpose
+CHARGED = {"train_macs": "training", **{f"{purpose}_macs": purpose for purpose in _PURPOSES}}
+_PRUNING = {"ratio", "criterion", "scope", "granularity", "repair", "round_to", "seed", "image_size"}  # fields
 
 
 def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
@@ -47,8 +47,7 @@ def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
     with spec.engine.running(), _enough_memory():
         stream, dense, store = open_run(spec, out)
         code = training_hash(spec.model_dump())
-        with store.held(code):
-            store.describe(spec)
+        with store.held(spec, code):
             computed = _run_jobs(spec, stream, dense, store)
             records = store.records(spec, stream)
             seconds = round(time.monotonic() - began, 1)
@@ -56,27 +55,28 @@ def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
     return records.to_pandas(use_threads=False)
 
 
-def _run_jobs(spec: RunSpec, stream: Stream, dense: Backbone, store: Store) -> int:
-    """Learn what is not done yet; returns how many jobs that were."""
+def _run_jobs(spec: RunSpec, stream: Stream, dense: Backbone, store: Store) -> bool:
+    """Learn what is not done yet; returns whether that was anything."""
     torch.manual_seed(spec.seed)
     events = range(len(stream.tasks))
     left = sum(budget for event in events for budget in spec.budgets if not store.has(event, budget))
-    jobs, seconds, learnt = 0, 0.0, 0.0
+    began, learnt = time.monotonic(), 0.0
     for job in _jobs(spec, stream, dense, store):
         row = _run_event(job, store)
         if not job.checkpoints.shared:
             job.checkpoints.clear()
-        jobs, seconds, learnt = jobs + 1, seconds + row["seconds"], learnt + job.budget
+        learnt += job.budget
+        minutes = (left - learnt) / learnt * (time.monotonic() - began) / 60
         report(
             f"task {job.event + 1}/{len(stream.tasks)} {job.task.name}, {job.budget:g} dense epochs: error "
-            f"{row['error_test']:.3f}; about {(left - learnt) * seconds / learnt / 60:.1f} min left"
+            f"{row['error_test']:.3f}; about {minutes:.1f} min left"
         )
-    return jobs
+    return learnt > 0
 
 
 def _jobs(spec: RunSpec, stream: Stream, dense: Backbone, store: Store) -> Iterator[Job]:
     """The tasks and budgets that are not done yet, in order, each made when its turn has come."""
-    starts = Starts(spec, dense, stream.tasks)
+    start_of = _starts(spec, dense, stream)
     unit_network, unit_size = dense, spec.image_size
     if spec.reference is not None:
         name, size = spec.reference.split("@")
@@ -89,7 +89,7 @@ def _jobs(spec: RunSpec, stream: Stream, dense: Backbone, store: Store) -> Itera
             continue
         data = spec.data_of(task)
         dense_epoch = len(data.train) * training_macs(TaskNetwork(unit_network, task.num_classes), unit_size)
-        start = starts.for_task(event, data)
+        start, calibration_macs = start_of(event)
         for budget in budgets:
             training = store.trainings(str(event) if shares else f"{event}-{budget!r}")
             yield Job(
@@ -97,14 +97,39 @@ def _jobs(spec: RunSpec, stream: Stream, dense: Backbone, store: Store) -> Itera
                 event=event,
                 task=task,
                 data=data,
-                start=start.network,
-                calibration_macs=start.calibration_macs,
+                start=start,
+                calibration_macs=calibration_macs,
                 budget=budget,
                 ledger=Ledger(round(budget * dense_epoch)),
-                memory=Memory(store.networks(budget), learner.remembers, start.network),
+                memory=Memory(store.networks(budget), learner.remembers, start),
                 checkpoints=Checkpoints(training, shared=shares and budget < budgets[-1]),
                 engine=spec.engine,
             )
+
+
+def _starts(spec: RunSpec, dense: Backbone, stream: Stream) -> Callable[[int], tuple[Backbone, int]]:
+    """What gives the network that a task starts from, pruned, and the MACs that pruning it took.
+
+    One for the stream, or one per task where pruning looks at the task's images: at the first training images,
+    unlabelled. A learner that goes on from earlier tasks' networks keeps the first task's, whose structure they
+    have, and is charged for it once; every other learner pays at each task, as if the task were alone.
+    """
+    goes_on = LEARNERS[spec.learner].remembers > 0
+    looks = CRITERIA[spec.criterion].needs_images or REPAIRS[spec.repair].needs == "images"
+    asked = spec.model_dump(include=_PRUNING)
+
+    @lru_cache(maxsize=1)
+    def pruned_for(event: int) -> tuple[Backbone, int]:
+        seen = spec.data_of(stream.tasks[event]).train.first(spec.calibration_images)
+        images = normalised(seen.images.permute(0, 3, 1, 2), dense)
+        plan = plan_pruning(dense, **asked, images=images)
+        return plan.apply(dense) if spec.ratio > 0 else dense, plan.calibration_macs
+
+    def start_of(event: int) -> tuple[Backbone, int]:
+        network, macs = pruned_for(event if looks and spec.ratio > 0 and not goes_on else 0)
+        return network, macs if event == 0 or not goes_on else 0
+
+    return start_of
 
 
 def _run_event(job: Job, store: Store) -> dict:
@@ -115,20 +140,16 @@ def _run_event(job: Job, store: Store) -> dict:
     parts = {part: getattr(job.data, part) for part in MEASURED}
     logits = {part: predict(learnt.network, split, job.engine) for part, split in parts.items()}
     labels = {part: split.labels.numpy() for part, split in parts.items()}
-    recipe, spent = learnt.recipe, job.ledger.spent
+    spent = job.ledger.spent
     row = {
         "event": job.event,
         "task": job.task.name,
-        "year": job.task.year,
-        "domain": job.task.domain,
-        "kind": job.task.kind,
+        **{name: getattr(job.task, name) for name in ("year", "domain", "kind")},
         "budget": job.budget,
         "steps": learnt.steps,
         "image_passes": spent.get("training", 0) // training_macs(learnt.network, job.image_size),
         "started_from": str(learnt.started_from),
-        "used_learning_rate": recipe.learning_rate if recipe else np.nan,
-        "used_label_smoothing": recipe.label_smoothing if recipe else np.nan,
-        "used_weight_decay": recipe.weight_decay if recipe else np.nan,
+        **{f"used_{name}": getattr(learnt.recipe, name, np.nan) for name in RECIPE},
         **{column: spent.get(purpose, 0) for column, purpose in CHARGED.items()},
         "total_macs": job.ledger.total,
         "limit_macs": job.ledger.limit,
@@ -142,8 +163,7 @@ def _run_event(job: Job, store: Store) -> dict:
     }
     predictions = {f"logits_{part}": logits[part] for part in MEASURED}
     predictions |= {f"labels_{part}": labels[part] for part in MEASURED}
-    predictions["classes"] = np.array(job.task.classes)
-    store.keep(job.event, job.budget, row, predictions)
+    store.keep(job.event, job.budget, row, {**predictions, "classes": np.array(job.task.classes)})
     return row
 
 

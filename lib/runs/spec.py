@@ -56,7 +56,7 @@ def _ascending(budgets: list[float]) -> list[float]:
     return budgets
 
 
-def _suitable_size(size: object, info: ValidationInfo) -> object:
+def _best_size(size: object, info: ValidationInfo) -> object:
     return best_image_size(info.data["backbone"]) if size is None and "backbone" in info.data else size
 
 
@@ -72,7 +72,7 @@ def _known_reference(reference: str) -> str:
     return reference
 
 
-def _suitable_precision(name: object, info: ValidationInfo) -> object:
+def _best_precision(name: object, info: ValidationInfo) -> object:
     if name is None:
         table = json.loads((LIB / "learning" / "precision.json").read_bytes())
         return table.get(str(info.data.get("device")).split(":")[0], {}).get(info.data.get("backbone"), "fp32")
@@ -89,7 +89,7 @@ def _existing_file(path: str) -> str:
 class RunSpec(BaseModel):
     """One arm: everything that changes its numbers. Raises UserError, one sentence, when invalid."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     backbone: Annotated[str, BeforeValidator(_known_backbone)]
     ratio: float = Field(ge=0, lt=1)  # share of filters removed; 0 is the dense network
@@ -105,12 +105,14 @@ class RunSpec(BaseModel):
     calibration_images: int = Field(64, ge=2, le=MANY)  # of a task's own, for criteria and repairs that need some
     trials: int = Field(1, ge=1, le=64)  # of a search of the recipe, on each task; 1: the rule's
     # None: what the backbone is best used at
-    image_size: Annotated[int, BeforeValidator(_suitable_size)] = Field(None, ge=SIZES[0], le=SIZES[1])
+    image_size: Annotated[int, BeforeValidator(_best_size)] = Field(
+        None, ge=SIZES[0], le=SIZES[1], validate_default=True
+    )
     # "network@pixels" that sets the unit; the run's own, dense, when None
     reference: Annotated[str, AfterValidator(_known_reference)] | None = None
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     # None: the table's, for backbone and device
-    precision: Annotated[str, BeforeValidator(_suitable_precision)] = Field(None)
+    precision: Annotated[str, BeforeValidator(_best_precision)] = Field(None, validate_default=True)
     threads: int = Field(1, ge=1, le=1024)
     pretrained: bool = True
     # the path of a checkpoint of one's own, in place of the pretrained weights
@@ -161,11 +163,9 @@ class RunSpec(BaseModel):
 
     @check_all(mode="after")
     def _fits_together(self) -> "RunSpec":
-        known = list(list_tasks(self.stream)["name"])
-        if others := sorted(set(self.tasks or ()) - set(known)):
-            raise ValueError(
-                f"tasks={others} are not in the stream {self.stream!r}: expected some of {', '.join(known)}"
-            )
+        known = list_tasks(self.stream)["name"]
+        for task in self.tasks or ():
+            choose(f"task of the stream {self.stream!r}", task, known)
         if self.trials > 1 and self.learning_rate is not None:
             given = f"trials={self.trials} and learning_rate={self.learning_rate}"
             raise ValueError(f"{given} exclude each other: expected a search or a given rate")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from lib.common.errors import UserError
-from lib.common.files import atomic_path, locked, write_json
+from lib.common.files import atomic_path, locked, renew, write_json
 from lib.common.provenance import provenance
 from lib.learning.learners import LEARNERS
 from lib.networks.backbone import Backbone, find_backbone, load_backbone, weights_hash
@@ -38,23 +38,21 @@ class Store:
         self.folder = folder
 
     @contextmanager
-    def held(self, code: str) -> Iterator[None]:
-        """Hold the folder: of two runs at once, the second waits for the first.
+    def held(self, spec: RunSpec, code: str) -> Iterator[None]:
+        """Hold the folder: of two runs at once, the second waits for the first. Leaves the spec in it, to read.
 
         Drops what other training code than `code`, a hash, computed. Raises UserError where the folder
         cannot be written or locked.
         """
         with locked(self.folder / ".lock", "choose another with out=, or change its permissions"):
-            self._start_over_unless(code)
+            stamp = self.folder / "training_hash"
+            if not stamp.exists() or stamp.read_text(encoding="utf-8") != code:
+                for name in ("events", "predictions", "networks", "trainings"):
+                    shutil.rmtree(self.folder / name, ignore_errors=True)
+                (self.folder / "records.parquet").unlink(missing_ok=True)
+            renew(stamp, code.encode())
+            renew(self.folder / "spec.json", f"{spec.model_dump_json(indent=1)}\n".encode())
             yield
-
-    def _start_over_unless(self, code: str) -> None:
-        stamp = self.folder / "training_hash"
-        if not stamp.exists() or stamp.read_text(encoding="utf-8") != code:
-            for name in ("events", "predictions", "networks", "trainings"):
-                shutil.rmtree(self.folder / name, ignore_errors=True)
-            (self.folder / "records.parquet").unlink(missing_ok=True)
-            _write_text(stamp, code)
 
     def has(self, event: int, budget: float) -> bool:
         """Whether an event has been learnt within a budget."""
@@ -85,16 +83,10 @@ class Store:
         """
         if about is not None:
             write_json(self.folder / "provenance.json", {**provenance(), **about})
-        file = self.folder / "records.parquet"
-        if not file.exists() or not pq.read_table(file, use_threads=False, pre_buffer=False).equals(records):
-            _write(records, file)
+        renew(self.folder / "records.parquet", _as_parquet(records))
         shutil.rmtree(self.folder / "trainings", ignore_errors=True)
         for budget in spec.budgets:  # another run may go on from those of other budgets
             shutil.rmtree(self.networks(budget), ignore_errors=True)
-
-    def describe(self, spec: RunSpec) -> None:
-        """Leave the spec beside the results, for people to read."""
-        _write_text(self.folder / "spec.json", spec.model_dump_json(indent=1) + "\n")
 
     def predictions(self, event: int, budget: float) -> Path:
         """The file of an event's logits and labels."""
@@ -112,9 +104,10 @@ class Store:
         return self.folder / "events" / f"{event}-{budget!r}.json"
 
 
-def _write(records: pa.Table, file: Path) -> None:
-    with atomic_path(file) as temporary:
-        pq.write_table(records, temporary)
+def _as_parquet(records: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(records, sink)
+    return sink.getvalue().to_pybytes()
 
 
 def _type_of(annotation: Any) -> pa.DataType:
@@ -149,10 +142,8 @@ def run_folder(spec: RunSpec, out: Path | str) -> Path:
 def export_records(spec: RunSpec, out: Path | str, file: Path | str) -> None:
     """Copy the finished records of `spec` to `file` (Parquet), their provenance beside it (JSON)."""
     stream, _, store = open_run(spec, out)
-    records, file = store.records(spec, stream), Path(file)
-    with atomic_path(file.with_suffix(".json")) as temporary:
-        shutil.copyfile(store.folder / "provenance.json", temporary)
-    _write(records, file)
+    renew(Path(file), _as_parquet(store.records(spec, stream)))
+    renew(Path(file).with_suffix(".json"), (store.folder / "provenance.json").read_bytes())
 
 
 def saved_predictions(spec: RunSpec, out: Path | str) -> dict[tuple[int, float], dict[str, np.ndarray]]:
@@ -169,10 +160,3 @@ def saved_predictions(spec: RunSpec, out: Path | str) -> dict[tuple[int, float],
         with np.load(store.predictions(event, budget)) as arrays:
             found[event, budget] = dict(arrays)
     return found
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Unless it is there already: times of files tell what was renewed."""
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
