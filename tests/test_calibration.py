@@ -10,7 +10,7 @@ import torch
 
 from lib.common.errors import UserError
 from lib.streams import calibration_images, load_stream
-from lib.streams.calibration import FILE
+from lib.streams.shipped import CALIBRATION as FILE
 from tools.pocket.calibration import _paragraphs, _rights
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from lib.common.errors import UserError
 from lib.common.paths import ROOT
 from lib.streams import load_stream
-from lib.streams.archive import ArchiveSource
+from lib.streams.folder import ArchiveSource
 from tools.datasets import __main__, objects, table
 from tools.datasets import prepare as preparing
 from tools.datasets.__main__ import listing

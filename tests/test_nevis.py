@@ -25,8 +25,7 @@ from lib.runs.run import run_stream
 from lib.runs.spec import RunSpec
 from lib.streams import list_tasks, load_stream, nevis
 from lib.streams.cuts import by_count, by_last_of_class, by_lot
-from lib.streams.nevis.prepared import PreparedSource
-from lib.streams.nevis.tfrecord import _example_class, features, masked_crc, records
+from lib.streams.prepared import PreparedSource, _packages, features, masked_crc, records
 from lib.streams.torchvision_sets import LOADERS, TorchvisionSource, how_to_get
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
@@ -258,7 +257,7 @@ def test_records_and_features_are_read_as_written(tmp_path):
     found = list(records(file))
     assert [data for _, data in found] == contents
     assert [file.read_bytes()[place:][: len(data)] for place, data in found] == contents
-    assert struct.pack("<I", masked_crc(contents[2])) == masked(contents[2])
+    assert masked_crc(contents[2]) == masked(contents[2])
     assert features(example(b"pixels", [3, 300], "multi_label")) == {
         "png_encoded_image": [b"pixels"],
         "multi_label": [3, 300],
@@ -295,7 +294,7 @@ def test_a_prepared_directory_fills_its_place_in_the_benchmark(tmp_path):
 @pytest.mark.parametrize("package", ["google_crc32c", "google.protobuf.descriptor_pb2"])
 def test_a_missing_package_is_one_sentence(tmp_path, monkeypatch, package):
     prepare(tmp_path / "mine")
-    _example_class.cache_clear()
+    _packages.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=rf"{package} is not installed: .*pip install '.\[nevis\]'"):
         load_stream(stream_of(tmp_path, "nevis:mine"))

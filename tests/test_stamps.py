@@ -138,7 +138,7 @@ def test_what_happens_when_code_that_trains_is_imported_counts_for_every_arm(cop
     assert training_stamps() <= changed(copy, file, lambda code: code.replace("EXTRA = 1", "EXTRA = 3"))
 
 
-@pytest.mark.parametrize("file", ["load.py", "folder.py", "pocket/__init__.py"])
+@pytest.mark.parametrize("file", ["load.py", "folder.py", "shipped.py"])
 def test_a_reader_of_streams_changes_figures_that_look_at_images_and_no_arm(copy, file):
     """What it reads is in the key of a run, by its content."""
     found = changed(copy, f"lib/streams/{file}", lambda code: code + "\nprint(1)\n")

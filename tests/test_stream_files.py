@@ -16,7 +16,7 @@ from lib.runs.run import run_stream
 from lib.runs.spec import RunSpec
 from lib.streams import ingest, list_tasks, load_stream
 from lib.streams.folder import FolderSource
-from lib.streams.pocket import POCKET
+from lib.streams.shipped import POCKET
 
 NETWORK = {"backbone": "resnet18half_64", "repair": "none", "image_size": 32}
 CLASSES = ["яблоко", "two words"]

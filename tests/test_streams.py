@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from lib.common.errors import UserError
-from lib.streams import Stream, TaskData, list_tasks, load_stream, pocket
-from lib.streams.pocket import POCKET
+from lib.streams import Stream, TaskData, list_tasks, load_stream, shipped
+from lib.streams.shipped import POCKET
 
 COLUMNS = ["name", "year", "domain", "kind", "num_classes", "available", "how"]
 CARDS = {card["name"]: card for card in json.loads((POCKET / "cards.json").read_text())}
@@ -192,7 +192,7 @@ def copy(tmp_path, monkeypatch) -> Path:
     card = CARDS["mnist"]
     (tmp_path / "cards.json").write_text(json.dumps([card]))
     shutil.copy(POCKET / "mnist.parquet", tmp_path)
-    monkeypatch.setattr(pocket, "POCKET", tmp_path)
+    monkeypatch.setattr(shipped, "POCKET", tmp_path)
     return tmp_path / "mnist.parquet"
 
 

@@ -1,22 +1,26 @@
-"""A task from a folder of images: train/<class>/*, and dev/ and test/ likewise where they are there."""
+"""A task from images at PART/CLASS/IMAGE: in a folder of one's own, or in a ZIP archive that tools/datasets made."""
 
+import hashlib
+import io
 import os
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from lib.common.errors import UserError
 from lib.streams.cuts import SHARES, by_class
 from lib.streams.images import is_image, open_file
 from lib.streams.ingest import content_of
-from lib.streams.task import Example, Place
+from lib.streams.task import PARTS, Example, Source
 
 # How people call the parts.
-PARTS = {"training": "train", "val": "dev", "valid": "dev", "validation": "dev", "testing": "test"}
-PARTS |= {part: part for part in PARTS.values()}
+NAMES = {"training": "train", "val": "dev", "valid": "dev", "validation": "dev", "testing": "test"}
+NAMES |= {part: part for part in PARTS}
 EXPECTED = "expected train/<class>/<image>, with dev (or val, valid, validation) and test if any"
 # What is cut from train for the parts that do not come with it.
 CUTS = {
@@ -29,25 +33,23 @@ CUTS = {
 LEFT_BEHIND = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin"}
 
 
-class FolderSource:
+class FolderSource(Source):
     """Images in a folder for each class; what is missing of dev and test is cut from train."""
 
-    kind = "classification"
     every_class_trains = True
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.folders: dict[str, Path] = {}
         found = [child for child in _children(folder) if child.is_dir()]
-        for child in found:
-            if (part := PARTS.get(child.name.lower())) in self.folders:
-                raise UserError(f"{child} and {self.folders[part]} are both {part}: {EXPECTED}. Remove one.")
-            if part is not None:
-                self.folders[part] = child
+        named = {child: NAMES.get(child.name.lower()) for child in found}
+        self.folders = {part: child for child, part in reversed(named.items()) if part}
         if "train" not in self.folders:
             raise UserError(f"{folder} has no folder train: {EXPECTED}.")
-        if others := [child for child in found if child not in self.folders.values()]:
-            raise UserError(f"{shown(others[0])} is no part of a task: {EXPECTED}. Move it or remove it.")
+        for child, part in named.items():
+            if part is None:
+                raise UserError(f"{shown(child)} is no part of a task: {EXPECTED}. Move it or remove it.")
+            if child != self.folders[part]:
+                raise UserError(f"{child} and {self.folders[part]} are both {part}: {EXPECTED}. Remove one.")
         self.names = _classes(self.folders["train"])
         self.num_classes = len(self.names)
         for place in self.folders.values():
@@ -57,11 +59,6 @@ class FolderSource:
                     "training images of it, or remove it."
                 )
 
-    @classmethod
-    def at(cls, folder: Path) -> Place:
-        """The place of a task's folder."""
-        return Place(f"images in {folder}/train/<class>", folder.is_dir(), partial(cls, folder))
-
     def classes(self) -> tuple[str, ...]:
         return tuple(map(shown, self.names))
 
@@ -69,7 +66,10 @@ class FolderSource:
         return content_of((file for part in self.folders for file, _ in self._images(part)), self.folder)
 
     def parts(self) -> Mapping[str, Sequence[Example]]:
-        parts = {part: list(map(_example, self._images(part))) for part in self.folders}
+        parts = {
+            part: [Example(shown(file), label, partial(open_file, file)) for file, label in self._images(part)]
+            for part in self.folders
+        }
         whole, least = parts["train"], self.num_classes + 3 - len(self.folders)
         if len(whole) < least:
             raise UserError(
@@ -79,19 +79,59 @@ class FolderSource:
         shares = CUTS[tuple(part for part in ("dev", "test") if part in self.folders)]
         for part, places in by_class([example.labels[0] for example in whole], shares).items():
             parts[part] = [whole[place] for place in places]
-        rng = np.random.default_rng(0)
-        return {part: [parts[part][i] for i in rng.permutation(len(parts[part]))] for part in sorted(parts)}
+        return _mixed(dict(sorted(parts.items())))
 
     def _images(self, part: str) -> Iterator[tuple[Path, int]]:
         for label, name in enumerate(self.names):
-            folder = self.folders[part] / name
-            if folder.is_dir():
-                above = {folder.resolve(), *folder.resolve().parents}
-                yield from ((file, label) for file in _files(folder, above))
+            if (folder := self.folders[part] / name).is_dir():
+                yield from ((file, label) for file in _files(folder))
 
 
-def _example(found: tuple[Path, int]) -> Example:
-    return Example(shown(found[0]), found[1], partial(open_file, found[0]))
+class ArchiveSource(Source):
+    """Images in a ZIP archive, in the parts that it has."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        try:
+            with zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
+        except (OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{file} is no ZIP archive that can be read ({error}): make it anew.") from error
+        self.entries = [entry for entry in entries if entry.filename.split("/")[0] in PARTS]
+        self.names = sorted({entry.filename.split("/")[1] for entry in self.entries})
+        self.num_classes = len(self.names)
+
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.names)
+
+    def content(self) -> str:
+        """A hash of the files' names, sizes and checksums, as the archive lists them."""
+        listed = sorted(f"{entry.filename} {entry.file_size} {entry.CRC}\n" for entry in self.entries)
+        return hashlib.sha256("".join(listed).encode()).hexdigest()
+
+    def parts(self) -> Mapping[str, Sequence[Example]]:
+        numbers = {name: number for number, name in enumerate(self.names)}
+        parts: dict[str, list[Example]] = {}
+        for entry in self.entries:
+            part, name, _ = entry.filename.split("/")
+            image = partial(_image, self.file, entry.filename)
+            parts.setdefault(part, []).append(Example(f"{self.file}: {entry.filename}", numbers[name], image))
+        return _mixed(parts)
+
+
+def _mixed(parts: dict[str, list[Example]]) -> dict[str, list[Example]]:
+    rng = np.random.default_rng(0)
+    return {part: [examples[place] for place in rng.permutation(len(examples))] for part, examples in parts.items()}
+
+
+@cache
+def _opened(file: Path, process: int) -> zipfile.ZipFile:
+    # One for each process: a forked one would share the place in the file with its parent.
+    return zipfile.ZipFile(file)
+
+
+def _image(file: Path, name: str) -> Image.Image:
+    return Image.open(io.BytesIO(_opened(file, os.getpid()).read(name)))
 
 
 def shown(path: Path | str) -> str:
@@ -124,12 +164,13 @@ def _children(folder: Path) -> list[Path]:
     return kept
 
 
-def _files(folder: Path, above: set[Path]) -> Iterator[Path]:
+def _files(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
     """The images below a folder, also through links; `above` holds the real folders that it lies in."""
+    real = folder.resolve()
+    if real in above:
+        raise UserError(f"{shown(folder)} is a link to a folder that it lies in: remove it.")
     for child in _children(folder):
         if child.is_dir():
-            if (real := child.resolve()) in above:
-                raise UserError(f"{shown(child)} is a link to a folder that it lies in: remove it.")
-            yield from _files(child, above | {real})
+            yield from _files(child, above | {real, *real.parents})
         elif child.is_file() and is_image(child):
             yield child

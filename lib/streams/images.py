@@ -2,12 +2,12 @@
 
 import warnings
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+READABLE = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 # Images that Pillow reads with a plugin at most: to be named, not to be taken for other files.
 UNSUPPORTED = {".heic", ".heif", ".hif", ".jxl", ".svg", ".cr2", ".cr3", ".nef", ".arw", ".dng"}
 # The largest values of grey images of more than 8 bits: as fractions, and of 8, 12 and 16 bits.
@@ -18,15 +18,9 @@ class UnreadableImage(ValueError):
     """An image that cannot be decoded, with the reason."""
 
 
-@cache
-def _suffixes() -> set[str]:
-    Image.init()
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-
-
 def is_image(file: Path) -> bool:
     """Whether a file counts as an image: by its suffix, or where that says nothing, by its first bytes."""
-    if file.suffix.lower() in _suffixes() | UNSUPPORTED:
+    if file.suffix.lower() in READABLE | UNSUPPORTED:
         return True
     try:
         Image.open(file).close()
@@ -44,7 +38,7 @@ def open_file(file: Path) -> Image.Image:
     if not start:
         raise UnreadableImage("the file is empty")
     kind = file.suffix[1:].upper()
-    if file.suffix.lower() not in UNSUPPORTED - _suffixes():
+    if file.suffix.lower() not in UNSUPPORTED - READABLE:
         try:
             return Image.open(file)
         except UnidentifiedImageError:

@@ -4,11 +4,11 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -54,9 +54,7 @@ def content_of(files: Iterable[Path], root: Path) -> str:
     for file in sorted(files):
         name, status = str(file.relative_to(root)), file.stat()
         state = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-        *before, digest = known.get(name, [None])
-        if before != state:
-            digest = _digest(file)
+        digest = known[name][-1] if known.get(name, [])[:-1] == state else _digest(file)
         if now - status.st_ctime_ns > SETTLED:
             found[name] = [*state, digest]
         total.update(os.fsencode(f"{name}\0{digest}\n"))
@@ -98,29 +96,24 @@ def _opened(folder: Path) -> TaskData:
 def _ingest(source: Source, name: str, image_size: int, folder: Path) -> None:
     found = source.parts()
     parts = {part: found.get(part, ()) for part in PARTS}
-    _check_classes(name, source, parts["train"])
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     unreadable: list[str] = []
+    _check(name, source, parts, unreadable)
     try:
-        kept = {
-            part: _write_images(examples, image_size, temporary / f"{part}-images.npy", unreadable)
-            for part, examples in parts.items()
-        }
-        _check_images(name, kept, unreadable)
-        _check_classes(name, source, kept["train"])
-        for part, examples in kept.items():
-            np.save(temporary / f"{part}-labels.npy", _labels(examples, source))
-        sums = {file.name: _digest(file) for file in sorted(temporary.glob("*.npy"))}
-        write_json(temporary / "entry.json", {"left_out": unreadable, "sha256": sums})
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True) as path:
+            temporary, kept = Path(path), {}
+            for part, examples in parts.items():
+                kept[part] = _write_images(examples, image_size, temporary / f"{part}-images.npy", unreadable)
+                np.save(temporary / f"{part}-labels.npy", _labels(kept[part], source))
+            _check(name, source, kept, unreadable)
+            sums = {file.name: _digest(file) for file in sorted(temporary.glob("*.npy"))}
+            write_json(temporary / "entry.json", {"left_out": unreadable, "sha256": sums})
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
     except OSError as error:
         raise UserError(
             f"Cannot ingest the task {name!r} into {folder.parent}: {error}. Free space, or set "
             "INGEST_CACHE to another folder, and run again."
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_images(examples: Sequence[Example], image_size: int, file: Path, unreadable: list[str]) -> list[Example]:
@@ -154,26 +147,21 @@ def _labels(examples: list[Example], source: Source) -> np.ndarray:
     return tags
 
 
-def _check_classes(name: str, source: Source, train: Sequence[Example]) -> None:
+def _check(name: str, source: Source, parts: Mapping[str, Sequence[Example]], unreadable: list[str]) -> None:
+    """Raise UserError where the parts do not make a task; name what cannot be read where they do without it."""
     if source.num_classes < 2:
         raise UserError(f"The task {name!r} has {source.num_classes} class: expected two or more to tell apart.")
-    seen = {label for example in train for label in example.labels}
-    missing = sorted(set(range(source.num_classes)) - seen)
+    total, few = sum(map(len, parts.values())) + len(unreadable), "; ".join(unreadable[:3])
+    said = f"{len(unreadable)} of {total} images of the task {name!r} cannot be read"
+    if len(unreadable) > max(MOST_UNREADABLE, MOST_UNREADABLE_SHARE * total):
+        raise UserError(f"{said}, such as {few}: restore or remove them.")
+    missing = set(range(source.num_classes)) - {label for example in parts["train"] for label in example.labels}
     if missing and source.every_class_trains:
         raise UserError(
-            f"The task {name!r} has no training image of class {source.classes()[missing[0]]!r}: expected at "
+            f"The task {name!r} has no training image of class {source.classes()[min(missing)]!r}: expected at "
             f"least one of each of its {source.num_classes} classes. Add some, or remove the class."
         )
-
-
-def _check_images(name: str, kept: dict[str, list[Example]], unreadable: list[str]) -> None:
-    total, few = sum(map(len, kept.values())) + len(unreadable), "; ".join(unreadable[:3])
-    if len(unreadable) > max(MOST_UNREADABLE, MOST_UNREADABLE_SHARE * total):
-        raise UserError(
-            f"{len(unreadable)} of {total} images of the task {name!r} cannot be read, such as {few}: "
-            "restore or remove them."
-        )
-    if unreadable:
-        report(f"{name}: {len(unreadable)} of {total} images cannot be read and are left out: {few}")
-    if empty := [part for part, examples in kept.items() if not examples]:
+    if empty := [part for part, examples in parts.items() if not examples]:
         raise UserError(f"The task {name!r} has no image in its part {empty[0]!r}: expected at least one.")
+    if unreadable:
+        report(f"{said} and are left out: {few}")

@@ -6,27 +6,34 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from lib.common.errors import UserError, choose
-from lib.streams.folder import FolderSource
+from lib.streams.folder import ArchiveSource, FolderSource
 from lib.streams.ingest import task_from
 from lib.streams.nevis import STREAMS as NEVIS
 from lib.streams.nevis import datasets_folder
-from lib.streams.nevis.prepared import PreparedSource
-from lib.streams.pocket import pocket
-from lib.streams.task import Listed, Stream
-from lib.streams.torchvision_sets import TorchvisionSource
+from lib.streams.prepared import PreparedSource
+from lib.streams.shipped import PocketSource, pocket
+from lib.streams.task import Listed, Source, Stream
+from lib.streams.torchvision_sets import TorchvisionSource, how_to_get, is_there
 
 COLUMNS = ["name", "year", "domain", "kind", "num_classes", "available", "how"]
 # a stream's name -> its tasks, by what is written behind the name, split at slashes
 STREAMS: dict[str, Callable[..., list[Listed]]] = {"pocket": pocket, **NEVIS}
-# kind of source -> the place that a stream file in the folder `base` means by what stands behind the colon
-SOURCES = {
-    "folder": lambda place, base: FolderSource.at(base / place),
-    "nevis": lambda place, base: PreparedSource.at(base / place),
-    "torchvision": lambda place, _: TorchvisionSource.at(place, datasets_folder() / "torchvision"),
+# kind of source -> what opens a place of it, whether it is there, and where it is or how to get it
+SOURCES: dict[str, tuple[Callable[[Path], Source], Callable[[Path], bool], Callable[[Path], str]]] = {
+    "folder": (FolderSource, Path.is_dir, "images in {}/train/<class>".format),
+    "nevis": (PreparedSource, Path.is_dir, "prepare {0.name} with dm_nevis and put it at {0}".format),
+    "torchvision": (  # at the data set's name below the root
+        lambda place: TorchvisionSource(place.name, place.parent),
+        lambda place: is_there(place.name, place.parent),
+        lambda place: how_to_get(place.name, place.parent),
+    ),
+    "archive": (ArchiveSource, Path.is_file, "{} (see `python -m tools.datasets --list`)".format),
+    "pocket": (PocketSource, lambda _: True, "lib/streams/pocket/{0.name}".format),
 }
+IN_FILES = ("folder", "nevis", "torchvision")  # the kinds of source that a stream file may name
 
 
 def load_stream(name: str | Path, missing: str = "error") -> Stream:
@@ -37,15 +44,16 @@ def load_stream(name: str | Path, missing: str = "error") -> Stream:
     """
     choose("value of missing", missing, ("error", "skip"))
     name, rows = _rows(name)
-    absent = [row for row in rows if row.open is None]
+    found = [(row, *_found(row)) for row in rows]
+    absent = [(row.name, how) for row, how, source in found if source is None]
     if absent and (missing == "error" or len(absent) == len(rows)):
-        listed = "; ".join(f"{row.name} ({row.how})" for row in absent)
+        listed = "; ".join(f"{task} ({how})" for task, how in absent)
         raise UserError(
             f"{len(absent)} of {len(rows)} tasks of the stream {name!r} are not here: {listed}. Get them, or "
             "go on without them with missing='skip'."
         )
-    tasks = (task_from(row.open(), row.name, row.year, row.domain) for row in rows if row.open)
-    return Stream(name, tuple(tasks), tuple(row.name for row in absent))
+    tasks = (task_from(source, row.name, row.year, row.domain) for row, _, source in found if source)
+    return Stream(name, tuple(tasks), tuple(task for task, _ in absent))
 
 
 def list_tasks(name: str | Path) -> pd.DataFrame:
@@ -53,39 +61,45 @@ def list_tasks(name: str | Path) -> pd.DataFrame:
 
     Columns: name, year, domain, kind, num_classes, available, how (where it is or how to get it).
     """
-    rows = [{**vars(row), "available": row.open is not None} for row in _rows(name)[1]]
+    rows = []
+    for row in _rows(name)[1]:
+        how, source = _found(row)
+        known = source or row
+        rows.append([row.name, row.year, row.domain, known.kind, known.num_classes, source is not None, how])
     return pd.DataFrame(rows, columns=COLUMNS).astype({"num_classes": "Int64"})
+
+
+def _found(row: Listed) -> tuple[str, Source | None]:
+    """Where a task is, and its source; how to get it, and None, where it is at none of its places."""
+    for kind, place in row.places:
+        open_source, is_there, how = SOURCES[kind]
+        if is_there(place):
+            return how(place), open_source(place)
+    return "; or ".join(SOURCES[kind][2](place) for kind, place in row.places), None
 
 
 def _rows(name: str | Path) -> tuple[str, list[Listed]]:
     """A stream's name, for a file the one that it gives itself, and its tasks."""
     if isinstance(name, Path) or name.lower().endswith((".yaml", ".yml")):
-        file = Path(os.path.expanduser(name))
-        found = _read(file)
-        return found.name, [_listed(entry, file) for entry in found.tasks]
+        return _read(Path(os.path.expanduser(name)))
     known = [stream for stream in STREAMS if f"{name}/".startswith(f"{stream}/")]
     if not known:
         raise UserError(
             f"Unknown stream {name!r}: expected one of {', '.join(STREAMS)}, or the path of a stream file (.yaml)."
         )
-    arguments = name.removeprefix(known[0]).split("/")[1:]
-    return name, STREAMS[known[0]](*arguments)
+    return name, STREAMS[known[0]](*name.removeprefix(known[0]).split("/")[1:])
 
 
-class _TaskEntry(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, str_strip_whitespace=True)
-
+class _Task(BaseModel, extra="forbid", strict=True, str_strip_whitespace=True):
     name: str = Field(min_length=1)
     source: str
     year: int = Field(ge=1900, le=2100, strict=False)
     domain: str = "other"
 
 
-class _StreamFile(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, str_strip_whitespace=True)
-
+class _StreamFile(BaseModel, extra="forbid", strict=True, str_strip_whitespace=True):
     name: str = Field(min_length=1)
-    tasks: list[_TaskEntry] = Field(min_length=1)
+    tasks: list[_Task] = Field(min_length=1)
 
 
 class _Loader(yaml.SafeLoader):
@@ -94,20 +108,14 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(
-                problem=f"{twice[0]!r} is given twice", problem_mark=node.start_mark
-            )
+            raise yaml.MarkedYAMLError(problem=f"{twice[0]!r} is given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
 
-def _read(file: Path) -> _StreamFile:
-    """What a stream file says. Raises UserError for one that is none."""
+def _read(file: Path) -> tuple[str, list[Listed]]:
+    """The name and the tasks that a stream file gives. Raises UserError for one that is none."""
     try:
-        content = yaml.load(file.read_bytes(), _Loader)
-        if not isinstance(content, dict):
-            kind = "nothing" if content is None else f"a {type(content).__name__}"
-            raise UserError(f"{file} holds {kind}: expected `name` and `tasks`, as in docs/extending.md.")
-        found = _StreamFile.model_validate(content)
+        found = _StreamFile.model_validate(yaml.load(file.read_bytes(), _Loader))
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}): expected the path of a stream file.") from error
     except yaml.YAMLError as error:
@@ -115,23 +123,24 @@ def _read(file: Path) -> _StreamFile:
         raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}.{tabs}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"{file}: {where} is not valid ({first['msg']}): see docs/extending.md for an example."
-        ) from error
+        what = f": {'.'.join(map(str, first['loc']))} is not valid ({first['msg']})"
+        if not first["loc"]:
+            kind = "nothing" if first["input"] is None else f"a {type(first['input']).__name__}"
+            what = f" holds {kind}: expected `name` and `tasks`"
+        raise UserError(f"{file}{what}; see docs/extending.md for an example.") from error
     names = [task.name for task in found.tasks]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{file}: two tasks are called {twice[0]!r}: expected a name of its own for each.")
-    return found
+    return found.name, [_listed(task, file) for task in found.tasks]
 
 
-def _listed(entry: _TaskEntry, file: Path) -> Listed:
-    kind, _, place = entry.source.partition(":")
-    if kind not in SOURCES or not place:
+def _listed(task: _Task, file: Path) -> Listed:
+    kind, _, place = task.source.partition(":")
+    if kind not in IN_FILES or not place:
         raise UserError(
-            f"{file}: the source {entry.source!r} of {entry.name!r} is unknown: expected one of "
-            f"{', '.join(SOURCES)}, then a colon and the place."
+            f"{file}: the source {task.source!r} of {task.name!r} is unknown: expected one of "
+            f"{', '.join(IN_FILES)}, then a colon and the place."
         )
+    root = datasets_folder() / "torchvision" if kind == "torchvision" else file.parent
     place = os.path.expanduser(os.path.expandvars(place.strip()))
-    places, absent = [SOURCES[kind](place, file.parent)], {"kind": "classification", "num_classes": None}
-    return Listed.at(places, entry.name, entry.year, entry.domain, **absent)
+    return Listed(task.name, task.year, task.domain, [(kind, root / place)])

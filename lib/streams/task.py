@@ -3,7 +3,8 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -31,9 +32,10 @@ class Example:
 class Source(Protocol):
     """A task's images. Making one reads no image; an absent or broken one raises UserError."""
 
-    kind: str  # "classification" or "multi-label"
+    kind: str = "classification"  # or "multi-label"
     num_classes: int
-    every_class_trains: bool  # whether a class without a training image is a mistake
+    # Whether a class without a training image is a mistake. In Nevis'22 chance may leave a rare one without.
+    every_class_trains: bool = False
 
     def classes(self) -> tuple[str, ...]:
         """The names of the classes or tags by number, which are the numbers where it has no names."""
@@ -49,12 +51,18 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a source may lie: what to say of it, whether it is there, and how to open it."""
+class Listed:
+    """A task as a stream lists it, and its `places`, a kind of source and a path each: the first that is there counts.
 
-    how: str
-    is_there: bool
-    open: Callable[[], Source]
+    Kind and number of classes are those that it has by all that is known before there is a source.
+    """
+
+    name: str
+    year: int
+    domain: str
+    places: Sequence[tuple[str, Path]]
+    kind: str = "classification"
+    num_classes: int | None = None
 
 
 def are_tags(labels: Tensor | np.ndarray) -> bool:
@@ -136,26 +144,3 @@ class Stream:
                 f"tasks={unknown} are not in the stream {self.name!r}: expected some of {', '.join(known)}."
             )
         return replace(self, tasks=tuple(task for task in self.tasks if names is None or task.name in names))
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A task as a stream lists it. `how` says where it is or how to get it; without `open` it is not here."""
-
-    name: str
-    year: int
-    domain: str
-    kind: str
-    num_classes: int | None
-    how: str
-    open: Callable[[], Source] | None
-
-    @classmethod
-    def at(cls, places: Sequence[Place], name: str, year: int, domain: str, **otherwise: Any) -> "Listed":
-        """The task at the first of `places` that is there, as its source says; `otherwise` if at none."""
-        for place in places:
-            if place.is_there:
-                source = place.open()
-                return cls(name, year, domain, source.kind, source.num_classes, place.how, place.open)
-        how = "; or ".join(place.how for place in places)
-        return cls(name, year, domain, how=how, open=None, **otherwise)

@@ -7,9 +7,9 @@ import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,19 @@ from lib.common.errors import UserError
 from lib.common.vision import torchvision
 from lib.streams import cuts
 from lib.streams.ingest import content_of
-from lib.streams.task import Example, Place
+from lib.streams.task import Example, Source
 
-Cut = Callable[[Sequence, dict[str, float]], dict[str, np.ndarray]]
+TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
+PARTS: dict[str, dict[str, dict[str, Any]]] = TABLE["parts"]
+# data set -> how torchvision gives it; the table says what each field means
+LOADERS = {name: SimpleNamespace(**{**TABLE["usual"], **row}) for name, row in TABLE["sets"].items()}
+NAMES = ("classes", "categories", "attr_names")  # where loaders keep the names of their classes
 
 
 def _voc_tags(data: Any) -> list[tuple[int, ...]]:
     numbers = {name: number for number, name in enumerate(LOADERS["VOC2007"].names)}
-
-    def tags(file: str) -> tuple[int, ...]:
-        found = ElementTree.parse(file).iterfind("object/name")
-        return tuple(sorted({numbers[name.text or ""] for name in found}))
-
-    return [tags(file) for file in data.annotations]
+    found = ([node.text for node in ElementTree.parse(file).iterfind("object/name")] for file in data.annotations)
+    return [tuple(sorted({numbers[name] for name in names})) for names in found]
 
 
 def _faces(data: Any) -> list[int]:
@@ -41,7 +41,7 @@ def _faces(data: Any) -> list[int]:
     return [numbers.get(person, -1) for person in data.targets]
 
 
-# What Loader.labels may say beside an attribute of the loader's data set.
+# What `labels` of a data set may say beside an attribute of its loader.
 LABELS: dict[str, Callable[[Any], Sequence]] = {
     "celeba tags": lambda data: [tuple(row.nonzero().flatten().tolist()) for row in data.attr],
     "faces": _faces,
@@ -51,44 +51,11 @@ LABELS: dict[str, Callable[[Any], Sequence]] = {
 }
 
 
-TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
-PARTS: dict[str, dict[str, dict[str, Any]]] = TABLE["parts"]
-NAMES = ("classes", "categories", "attr_names")  # where loaders keep the names of their classes
-
-
-@dataclass(frozen=True)
-class Loader:
-    """How torchvision gives one data set: its classes, its files, and the parts that it comes with.
-
-    `files` are patterns below the root, `fixed` arguments of the constructor for all parts. `cut` divides
-    "train", in `shares` where they are not the usual ones, and "test" in `test_shares`.
-    """
-
-    num_classes: int
-    files: str
-    labels: str
-    parts: str = "all"
-    cut: str = "by_count"
-    shares: dict[str, float] | None = None
-    test_shares: dict[str, float] | None = None
-    fixed: dict[str, Any] = field(default_factory=dict)
-    loader: str = ""  # where it is not the data set's name
-    kind: str = "classification"
-    names: Sequence[str] = ()  # of the classes, where the loader does not know them
-    downloads: bool = True  # whether torchvision can download it
-
-    def labels_of(self, data: Any) -> Sequence:
-        """The labels of a loader's data set."""
-        return LABELS[self.labels](data) if self.labels in LABELS else getattr(data, self.labels)
-
-    def shares_of(self, part: str) -> dict[str, float]:
-        """The parts that a part of the data set is cut into."""
-        if part == "train":
-            return self.shares or cuts.SHARES[tuple(name for name in PARTS[self.parts] if name != "train")]
-        return (part == "test" and self.test_shares) or {part: 1.0}
-
-
-LOADERS = {name: Loader(**row) for name, row in TABLE["sets"].items()}
+def is_there(name: str, root: Path) -> bool:
+    """Whether the data set `name` lies in `root`. Raises UserError for one that is not known."""
+    if name not in LOADERS:
+        raise UserError(f"torchvision:{name} is unknown: expected one of {', '.join(LOADERS)}.")
+    return all(any(root.glob(pattern)) for pattern in LOADERS[name].files.split())
 
 
 def how_to_get(name: str, root: Path) -> str:
@@ -97,50 +64,37 @@ def how_to_get(name: str, root: Path) -> str:
     call = f"lib.common.vision.torchvision.datasets.{row.loader or name}"
     if not row.downloads:
         return f"{call} says which files to put into {root}"
-    listed = [
-        ", ".join(f"{key}={value!r}" for key, value in {**row.fixed, **arguments}.items())
-        for arguments in PARTS[row.parts].values()
-    ]
-    parts = " and with ".join(listed)
+    asked = ({**row.fixed, **arguments} for arguments in PARTS[row.parts].values())
+    parts = " and with ".join(", ".join(f"{key}={value!r}" for key, value in part.items()) for part in asked)
     return f"{call}({str(root)!r}, download=True{', ' if parts else ''}{parts})"
 
 
-class TorchvisionSource:
+class TorchvisionSource(Source):
     """A data set that a loader of torchvision reads from `root`."""
-
-    every_class_trains = False  # chance may leave a rare class without one, as it does in Nevis'22
 
     def __init__(self, name: str, root: Path):
         self.name, self.root, self.row = name, root, LOADERS[name]
         self.kind, self.num_classes = self.row.kind, self.row.num_classes
 
-    @classmethod
-    def at(cls, name: str, root: Path) -> Place:
-        """The place of the data set `name` below `root`. Raises UserError for one that is not known."""
-        if name not in LOADERS:
-            raise UserError(f"torchvision:{name} is unknown: expected one of {', '.join(LOADERS)}.")
-        is_there = all(any(root.glob(pattern)) for pattern in LOADERS[name].files.split())
-        return Place(how_to_get(name, root), is_there, partial(cls, name, root))
-
     def classes(self) -> tuple[str, ...]:
         data = self._open("train")
-        for names in (self.row.names, *(getattr(data, at, ()) for at in NAMES)):
-            if len(names) == self.num_classes:
-                return tuple(name if isinstance(name, str) else ", ".join(name) for name in names)
-        return tuple(map(str, range(self.num_classes)))
+        known = [self.row.names, *(getattr(data, attribute, ()) for attribute in NAMES), range(self.num_classes)]
+        names = next(names for names in known if len(names) == self.num_classes)
+        return tuple(", ".join(name) if isinstance(name, (list, tuple)) else str(name) for name in names)
 
     def content(self) -> str:
         found = (file for pattern in self.row.files.split() for file in self.root.glob(pattern))
         return f"{self.name} {content_of(filter(Path.is_file, found), self.root)}"
 
     def parts(self) -> Mapping[str, Sequence[Example]]:
-        cut: Cut = getattr(cuts, self.row.cut)
         parts: dict[str, Sequence[Example]] = {}
         for part in PARTS[self.row.parts]:
             data = self._open(part)
-            labels = self.row.labels_of(data)
-            places = cut(labels, self.row.shares_of(part))
-            parts |= {name: self._examples(data, labels, found) for name, found in places.items()}
+            labels = LABELS[self.row.labels](data) if self.row.labels in LABELS else getattr(data, self.row.labels)
+            others = tuple(name for name in PARTS[self.row.parts] if name != "train")
+            usual = cuts.SHARES[others] if part == "train" else {part: 1.0}
+            found = getattr(cuts, self.row.cut)(labels, self.row.shares.get(part, usual))
+            parts |= {name: self._examples(data, labels, places) for name, places in found.items()}
         return parts
 
     def _open(self, part: str) -> Any:
@@ -155,16 +109,11 @@ class TorchvisionSource:
             ) from error
 
     def _examples(self, data: Any, labels: Sequence, places: np.ndarray) -> list[Example]:
-        order = np.random.default_rng(0).permutation(places)
-        single = self.kind == "classification"
-        return [
-            Example(
-                f"{self.name}, image {place}",
-                int(labels[place]) if single else labels[place],
-                partial(_image, data, int(place)),
-            )
-            for place in order
-        ]
+        examples = []
+        for place in np.random.default_rng(0).permutation(places).tolist():
+            label = labels[place] if self.kind == "multi-label" else int(labels[place])
+            examples.append(Example(f"{self.name}, image {place}", label, partial(_image, data, place)))
+        return examples
 
 
 def _image(data: Any, place: int) -> Image.Image:

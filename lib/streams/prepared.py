@@ -1,0 +1,182 @@
+"""A task from a directory that Nevis'22's own tools prepared: `metadata`, and TFRecord shards of each part.
+
+Written from the formats alone, without TensorFlow: github.com/google-deepmind/dm_nevis, dm_nevis/datasets_storage, and
+tensorflow/core/lib/io/record_writer.h. A record is the length of its data (uint64), a masked CRC-32C of these 8 bytes,
+the data, and a masked CRC-32C of the data, all little endian. The data is a tf.train.Example; tf_example.json describes
+it as tensorflow/core/example/{feature,example}.proto do.
+"""
+
+import base64
+import io
+import pickletools
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lib.common.errors import UserError
+from lib.streams.ingest import content_of
+from lib.streams.task import Example, Source
+
+PARTS = {"train": "train", "dev": "dev", "dev_test": "dev-test", "test": "test"}  # and the folder of each
+IMAGE, LABEL, TAGS = "png_encoded_image", "label", "multi_label"
+LARGEST_RECORD = 1 << 30  # more in one record is a damaged length, not an image
+
+
+class PreparedSource(Source):
+    """Images and labels of a prepared directory, in the benchmark's parts."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        if not (folder / "metadata").is_file():
+            raise UserError(
+                f"{folder} has no file metadata: expected a directory that dm_nevis prepared, with metadata "
+                "and the folders train, dev, dev-test and test."
+            )
+        status = folder / "status"
+        if status.exists() and status.read_text().strip() != "ready":
+            raise UserError(f"{folder} was not prepared to its end, says its file status: prepare it anew.")
+        self.num_classes = _num_classes(folder / "metadata")
+        shard = self._shards("train")[0]
+        self.kind = "multi-label" if TAGS in features(next(records(shard))[1], str(shard)) else "classification"
+
+    def classes(self) -> tuple[str, ...]:
+        return tuple(map(str, range(self.num_classes)))
+
+    def content(self) -> str:
+        shards = [file for part in PARTS for file in self._shards(part)]
+        return content_of([self.folder / "metadata", *shards], self.folder)
+
+    def parts(self) -> Mapping[str, Sequence[Example]]:
+        return {part: self._examples(part) for part in PARTS}
+
+    def _examples(self, part: str) -> list[Example]:
+        found = []
+        for file in self._shards(part):
+            for place, data in records(file):
+                where = f"{file}, byte {place}"
+                found.append(Example(where, self._label(data, where), partial(_image, file, place, len(data))))
+        # Shards may have been written in the order of classes.
+        return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+
+    def _label(self, data: bytes, where: str) -> int | tuple[int, ...]:
+        single = self.kind == "classification"
+        labels = features(data, where).get(LABEL if single else TAGS)
+        if labels is None:
+            raise UserError(f"{where} has no label: prepare the directory anew.")
+        if self.folder.name == "biwi":
+            labels = _mended_angles(labels)
+        if (single and len(labels) != 1) or any(not 0 <= label < self.num_classes for label in labels):
+            raise UserError(
+                f"{where} has the label {labels}: expected {'one' if single else 'some'} of 0 to "
+                f"{self.num_classes - 1}. Prepare the directory anew."
+            )
+        return labels[0] if single else tuple(labels)
+
+    def _shards(self, part: str) -> list[Path]:
+        shards = sorted((self.folder / PARTS[part]).glob("data-*-of-*"))
+        wanted = int(shards[0].name.rsplit("-", 1)[1]) if shards else None
+        if len(shards) != wanted:
+            raise UserError(
+                f"{self.folder / PARTS[part]} holds {len(shards)} of {wanted or 'its'} shards "
+                "(data-*-of-*): copy or prepare the directory anew."
+            )
+        return shards
+
+
+def _image(file: Path, place: int, length: int) -> Image.Image:
+    with file.open("rb") as opened:
+        opened.seek(place)
+        return Image.open(io.BytesIO(features(opened.read(length))[IMAGE][0]))
+
+
+def _mended_angles(labels: list[int]) -> list[int]:
+    """Labels of BIWI, three angles of five buckets: the prepared ones lack the last bucket of an angle
+    and have the first one of the next instead, which the benchmark mends when it reads them."""
+    mended = []
+    for first in range(0, 15, 5):
+        buckets = [label for label in labels if first <= label < first + 5]
+        mended += [label for label in buckets if len(buckets) != 2 or label != first] or [first + 4]
+    return mended
+
+
+def _num_classes(metadata: Path) -> int:
+    """The integer that follows the first "num_classes" in the pickle of a DatasetMetaData.
+
+    The pickle is looked through and never run: it may come from anywhere.
+    """
+    try:
+        pickled = base64.b64decode(metadata.read_bytes().replace(b"\n", b""), validate=True)
+        steps = [(code.name, value) for code, value, _ in pickletools.genops(pickled)]
+        values = [value for name, value in steps if "PUT" not in name and name != "MEMOIZE"]
+        found = values[values.index("num_classes") + 1]
+        if not isinstance(found, int) or not any(str(value).endswith("DatasetMetaData") for value in values):
+            raise ValueError("no DatasetMetaData that says num_classes")
+        return found
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise UserError(
+            f"{metadata} cannot be read ({error}): expected the number of classes in what dm_nevis writes, base64 of a "
+            "pickle; nothing of it was run. Copy or prepare the directory anew."
+        ) from error
+
+
+def records(file: Path) -> Iterator[tuple[int, bytes]]:
+    """Each record's place in `file` (where its data begins, in bytes) and its data.
+
+    Raises UserError at a record that is cut short or has another checksum.
+    """
+    with file.open("rb") as opened:
+        place = 0
+        while header := opened.read(12):
+            length = int.from_bytes(header[:8], "little")
+            data, checksum = opened.read(min(length, LARGEST_RECORD)), opened.read(4)
+            faults = {
+                "ends within a header": len(header) < 12,
+                "has a wrong checksum of its length": masked_crc(header[:8]) != header[8:] or length > LARGEST_RECORD,
+                "is cut short": len(data) < length or len(checksum) < 4,
+                "has a wrong checksum": masked_crc(data) != checksum,
+            }
+            if found := [fault for fault, is_so in faults.items() if is_so]:
+                raise UserError(f"{file}: the record at byte {place} {found[0]}: copy or prepare the file anew.")
+            yield place + 12, data
+            place += 16 + length
+
+
+def masked_crc(data: bytes) -> bytes:
+    """CRC-32C of `data`, rotated and shifted as TFRecord stores it."""
+    crc = _packages()[0](data)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def features(data: bytes, where: str = "The record") -> dict[str, list]:
+    """The features of a serialized tf.train.Example: name -> bytes, floats or integers.
+
+    Raises UserError for bytes that are none, which were found at `where`.
+    """
+    example = _packages()[1]()
+    try:
+        example.ParseFromString(data)
+    except Exception as error:  # protobuf's own
+        raise UserError(f"{where} is no tf.train.Example ({error}): prepare the directory anew.") from error
+    found = example.features.feature.items()
+    return {name: list(f.bytes_list.value or f.float_list.value or f.int64_list.value) for name, f in found}
+
+
+@cache
+def _packages() -> tuple[Callable[[bytes], int], type]:
+    """CRC-32C and the class of tf.train.Example. Raises UserError where what they need is not installed."""
+    try:
+        from google.protobuf.descriptor_pb2 import FileDescriptorProto
+        from google.protobuf.json_format import Parse
+        from google.protobuf.message_factory import GetMessages
+        from google_crc32c import value
+    except ImportError as error:
+        raise UserError(
+            f"{error.name} is not installed: expected protobuf and google-crc32c, which read prepared "
+            "directories of Nevis'22. Get them with `make setup-nevis`, or `pip install '.[nevis]'`."
+        ) from error
+    described = Parse(Path(__file__).with_name("tf_example.json").read_text("utf-8"), FileDescriptorProto())
+    return value, GetMessages([described])["tensorflow.Example"]
