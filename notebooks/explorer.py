@@ -13,8 +13,8 @@ from torch import Tensor
 from lib.common.errors import UserError
 from lib.common.files import atomic_path
 from lib.common.paths import BUILD
-from lib.evidence.figures.style import BUDGET, PAGE_WIDTH, budget_axis, in_style, picture
 from lib.evidence.records import COMPARED, load_records
+from lib.evidence.style import BUDGET, PAGE_WIDTH, budget_axis, in_style, picture
 from lib.networks.backbone import Backbone, load_backbone, normalised
 from lib.networks.macs import forward_macs
 from lib.networks.measure import fidelity, measure_latency

@@ -17,7 +17,8 @@ from lib.common.errors import UserError, exit_with_one_sentence
 from lib.common.files import atomic_path
 from lib.common.paths import FIGURES, PAPER_RECORDS, ROOT
 from lib.evidence import adviser, scaling
-from lib.evidence.records import COMPARED, Estimate, arms, at_shared_budgets, improvement_over_dense, load_records
+from lib.evidence.analysis import Estimate, improvement_over_dense
+from lib.evidence.records import COMPARED, arms, at_shared_budgets, load_records
 from lib.networks.backbone import load_backbone
 from lib.networks.macs import forward_macs
 from lib.runs.profiles import arms_of

@@ -19,17 +19,17 @@ from torch import nn
 from lib.common.errors import UserError, choose
 from lib.common.paths import FIGURES, ROOT
 from lib.evidence import adviser, scaling
-from lib.evidence.records import (
+from lib.evidence.analysis import (
     GAINS,
     RESAMPLES,
     Estimate,
-    at_shared_budgets,
     errors_by_seed,
     estimate,
     granularities_compared,
     points_gained,
     seeds_in_common,
 )
+from lib.evidence.records import at_shared_budgets
 from lib.learning.engine import Engine
 from lib.learning.ledger import Ledger
 from lib.learning.training import Recipe, TaskNetwork, fine_tune

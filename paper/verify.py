@@ -12,7 +12,8 @@ import sys
 import pandas as pd
 
 from lib.common.errors import UserError, exit_with_one_sentence
-from lib.evidence.records import COMPARED, Estimate, load_records
+from lib.evidence.analysis import Estimate
+from lib.evidence.records import COMPARED, load_records
 from lib.runs.profiles import arms_of, records_file
 from lib.runs.spec import RunSpec
 from paper.build import GENERATED, PINNED, generated_files, published_claims

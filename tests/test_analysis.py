@@ -5,16 +5,10 @@ import pandas as pd
 import pytest
 
 from lib.common.errors import UserError
-from lib.evidence import records as analysis
-from lib.evidence.records import (
-    described,
-    errors_by_seed,
-    estimate,
-    improvement_over_dense,
-    load_records,
-    mean_errors,
-    seeds_in_common,
-)
+from lib.evidence import analysis
+from lib.evidence.analysis import errors_by_seed, estimate, improvement_over_dense, mean_errors, seeds_in_common
+from lib.evidence.records import MissingArms, arms, at_shared_budgets, described, learners_grid, load_records
+from lib.runs.profiles import arms_of
 
 # Errors of two tasks. Dense: accuracies 0.2 and 0.4. Pruned: 0.3 and 0.6.
 ERRORS = {("dense", 0.5): [0.8, 0.6], ("dense", 1.0): [0.5, 0.5], ("half", 0.5): [0.7, 0.4], ("half", 1.0): [0.6, 0.5]}
@@ -169,8 +163,8 @@ def test_granularities_are_compared_where_they_alone_differ():
 def test_an_arm_that_was_run_with_fewer_budgets_is_compared_at_those():
     records = without("half", 1.0)
     assert improvement_over_dense(records)["budget"].tolist() == [0.5]
-    assert set(analysis.at_shared_budgets(records)["budget"]) == {0.5}
-    both = analysis.at_shared_budgets(pd.concat([records, elsewhere(records_of(ERRORS))]))
+    assert set(at_shared_budgets(records)["budget"]) == {0.5}
+    both = at_shared_budgets(pd.concat([records, elsewhere(records_of(ERRORS))]))
     assert both.groupby("unit")["budget"].nunique().to_dict() == {"net@64": 1, "other@64": 2}
 
 
@@ -198,20 +192,20 @@ def test_arms_that_cannot_be_compared_are_refused(case):
 
 
 def test_records_are_those_of_the_profile_in_its_order(tmp_path, monkeypatch):
-    arms = [*analysis.arms_of("smoke", "arms"), *analysis.arms_of("smoke", "learners")]
-    monkeypatch.setattr(analysis, "records_file", lambda _, arm: tmp_path / f"{arm}.parquet")
+    arms = [*arms_of("smoke", "arms"), *arms_of("smoke", "learners")]
+    monkeypatch.setattr("lib.evidence.records.records_file", lambda _, arm: tmp_path / f"{arm}.parquet")
     for number, arm in enumerate(arms):
         frame = pd.DataFrame({"error_test": [number / 10], "backbone": ["net"], "image_size": [64]})
         frame.assign(reference=None, seed=0).to_parquet(tmp_path / f"{arm}.parquet")
     records = load_records("smoke", "arms", "a group of another profile", "learners")
     assert records["arm"].tolist() == arms
     assert records["error_test"].tolist() == [number / 10 for number in range(len(arms))]
-    assert load_records("smoke")["arm"].tolist() == list(analysis.arms_of("smoke", "arms"))
+    assert load_records("smoke")["arm"].tolist() == list(arms_of("smoke", "arms"))
 
 
 def test_arms_without_records_are_named(tmp_path, monkeypatch):
-    first, *others = analysis.arms_of("smoke", "arms")
-    monkeypatch.setattr(analysis, "records_file", lambda _, arm: tmp_path / f"{arm}.parquet")
+    first, *others = arms_of("smoke", "arms")
+    monkeypatch.setattr("lib.evidence.records.records_file", lambda _, arm: tmp_path / f"{arm}.parquet")
     pd.DataFrame({"error_test": [0.1]}).to_parquet(tmp_path / f"{first}.parquet")
     with pytest.raises(UserError, match=", ".join(others)) as error:
         load_records("smoke")
@@ -235,8 +229,8 @@ def test_units_are_compared_apart():
 
 
 def test_a_smaller_network_counts_in_the_unit_of_its_reference(tmp_path, monkeypatch):
-    monkeypatch.setattr(analysis, "records_file", lambda _, arm: tmp_path / f"{arm}.parquet")
-    for arm in analysis.arms_of("smoke", "arms"):
+    monkeypatch.setattr("lib.evidence.records.records_file", lambda _, arm: tmp_path / f"{arm}.parquet")
+    for arm in arms_of("smoke", "arms"):
         backbone, reference = ("small", "large@64") if arm == "small" else ("large", None)
         frame = pd.DataFrame({"backbone": [backbone], "image_size": [64], "reference": [reference]})
         frame.assign(seed=0, error_test=0.1).to_parquet(tmp_path / f"{arm}.parquet")
@@ -286,7 +280,7 @@ def test_learners_are_compared_where_a_pruned_network_was_probed():
             elsewhere(first, arm="other " + first["arm"]),
         ]
     )
-    assert list(analysis.learners_grid(records)["arm"].unique()) == ["dense", "half", "half probed"]
+    assert list(learners_grid(records)["arm"].unique()) == ["dense", "half", "half probed"]
     apart = analysis.learners_compared(pd.concat([first, elsewhere(first)]))
     errors = apart.set_index(["unit", "ratio", "budget"])["error"]
     assert errors["other@64", 0.5, 1.0] == pytest.approx(errors["net@64", 0.5, 1.0] / 2)
@@ -328,7 +322,7 @@ def test_arms_are_told_apart_and_called_what_they_are():
             first,
         ]
     )
-    assert analysis.arms(records)["label"].to_dict() == {
+    assert arms(records)["label"].to_dict() == {
         "dense": "dense",
         "thin": "50 %, activation, channel + mean",
         "tried": "50 %, l1, independent, searched",
@@ -364,7 +358,7 @@ def test_records_of_two_units_are_not_mixed():
         errors_by_seed(records)
 
 
-@pytest.mark.parametrize("read", [analysis.learners_grid, analysis.granularities_compared])
+@pytest.mark.parametrize("read", [learners_grid, analysis.granularities_compared])
 def test_a_table_without_its_arms_says_which_it_is_about(read):
-    with pytest.raises(analysis.MissingArms, match="no arms to compare: expected"):
+    with pytest.raises(MissingArms, match="no arms to compare: expected"):
         read(records_of(ERRORS))

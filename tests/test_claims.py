@@ -12,8 +12,8 @@ from test_analysis import ERRORS, records_of, with_seeds
 
 from lib.common.errors import UserError
 from lib.common.paths import PAPER_RECORDS
-from lib.evidence import records as analysis
-from lib.evidence.records import Estimate
+from lib.evidence import analysis
+from lib.evidence.analysis import Estimate
 from lib.runs.profiles import arms_of
 from paper import build as paper
 from paper import claims, verify
@@ -112,10 +112,7 @@ def committed(tmp_path, monkeypatch) -> Path:
     """A copy of the committed records and of what was generated from them."""
     shutil.copytree(PAPER_RECORDS, tmp_path / "records")
     shutil.copytree(paper.GENERATED, tmp_path / "generated")
-    records_file = analysis.records_file
-    monkeypatch.setattr(
-        analysis, "records_file", lambda profile, arm: tmp_path / "records" / records_file(profile, arm).name
-    )
+    monkeypatch.setattr("lib.evidence.records.records_file", lambda _, arm: tmp_path / "records" / f"{arm}.parquet")
     monkeypatch.setattr(paper, "PAPER_RECORDS", tmp_path / "records")
     for module in (paper, verify):
         monkeypatch.setattr(module, "GENERATED", tmp_path / "generated")

@@ -14,23 +14,14 @@ from test_scaling import CROSSING
 from test_scaling import records_of as power_laws
 
 from lib.common.paths import ROOT
-from lib.evidence import adviser, scaling
-from lib.evidence.figures import curves, networks, style
-from lib.evidence.records import (
-    MissingArms,
-    along_the_stream,
-    at_shared_budgets,
-    described,
-    improvement_over_dense,
-    learner_names,
-    learners_compared,
-    mean_errors,
-)
+from lib.evidence import adviser, figures, scaling, style
+from lib.evidence.analysis import along_the_stream, improvement_over_dense, learners_compared, mean_errors
+from lib.evidence.records import MissingArms, at_shared_budgets, described, learner_names
 
 
 def error_figure() -> Figure:
     records = records_of(ERRORS)
-    return curves.errors(records, mean_errors(records), scaling.front(records))
+    return figures.errors(records, mean_errors(records), scaling.front(records))
 
 
 SETTINGS = {
@@ -66,7 +57,7 @@ def test_a_figure_is_the_same_whatever_is_set_and_leaves_it_so(name, expected):
 def test_a_figure_that_fails_leaves_the_settings_as_they_were():
     before = dict(mpl.rcParams)
     with pytest.raises(KeyError):
-        curves.errors(records_of(ERRORS), pd.DataFrame({"arm": ["dense"]}))
+        figures.errors(records_of(ERRORS), pd.DataFrame({"arm": ["dense"]}))
     assert dict(mpl.rcParams) == before
 
 
@@ -98,22 +89,22 @@ def all_figures(records: pd.DataFrame) -> dict[str, Figure]:
     """Every figure of records, by its name."""
     means, gains = mean_errors(records), improvement_over_dense(records)
     found = {
-        "errors": curves.errors(records, means, scaling.front(records)),
-        "by task": curves.error_by_task(records),
-        "gains": curves.improvement(records, gains),
-        "points": curves.improvement(records, gains, curves.POINTS),
-        "learners": curves.learners(learners_compared(records)),
-        "stream": curves.along_the_stream(
+        "errors": figures.errors(records, means, scaling.front(records)),
+        "by task": figures.error_by_task(records),
+        "gains": figures.improvement(records, gains),
+        "points": figures.improvement(records, gains, figures.POINTS),
+        "learners": figures.learners(learners_compared(records)),
+        "stream": figures.along_the_stream(
             along_the_stream(records[records["seed"] == 0]).assign(learner=learner_names(records))
         ),
-        "ratio": curves.best_ratio(scaling.by_granularity(records, scaling.error_by_ratio)),
-        "floors": curves.asymptotes(means, scaling.by_granularity(records, scaling.asymptotes)),
+        "ratio": figures.best_ratio(scaling.by_granularity(records, scaling.error_by_ratio)),
+        "floors": figures.asymptotes(means, scaling.by_granularity(records, scaling.asymptotes)),
     }
     regrets = (
         adviser.regrets(at_shared_budgets(records)).assign(choice="all") if records["event"].nunique() > 1 else None
     )
     if regrets is not None:
-        found["regret"] = curves.regret(regrets, records, ["ratio 0.5"])
+        found["regret"] = figures.regret(regrets, records, ["ratio 0.5"])
     return found
 
 
@@ -145,15 +136,15 @@ TOLD_APART = ["flowers, event 0", "task1", "flowers, event 2", "task3"]
 def test_tasks_of_one_name_have_panels_of_their_own():
     records = power_laws(CROSSING)
     records["task"] = records["task"].replace({"task0": "flowers", "task2": "flowers"})
-    legend = curves.one_run(records[(records["ratio"] == 0) & (records["seed"] == 0)]).legends[0]
+    legend = figures.one_run(records[(records["ratio"] == 0) & (records["seed"] == 0)]).legends[0]
     assert [text.get_text() for text in legend.get_texts()] == TOLD_APART
-    titles = [axes.get_title() for axes in curves.error_by_task(records).axes]
+    titles = [axes.get_title() for axes in figures.error_by_task(records).axes]
     assert titles == TOLD_APART
 
 
 def test_what_is_drawn_is_what_the_table_says():
     records = records_of(ERRORS)
-    figure = curves.errors(records, mean_errors(records))
+    figure = figures.errors(records, mean_errors(records))
     drawn = {tuple(line.get_ydata()) for line in figure.axes[0].lines}
     assert drawn == {(0.7, 0.5), (0.55, 0.55)}
     (bars, *_) = figure.axes[0].collections
@@ -164,7 +155,7 @@ def test_what_is_drawn_is_what_the_table_says():
 def test_arms_of_two_units_have_columns_in_their_order_and_each_name_once():
     first = records_of(ERRORS)
     records = pd.concat([first, elsewhere(first, arm="other " + first["arm"])])
-    figure = curves.errors(records, mean_errors(records))
+    figure = figures.errors(records, mean_errors(records))
     assert [axes.get_title() for axes in figure.axes] == ["net at 64 px\nfilter", "other at 64 px\nfilter"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dense", "50 %, l1"]
 
@@ -172,7 +163,7 @@ def test_arms_of_two_units_have_columns_in_their_order_and_each_name_once():
 def test_what_a_profile_has_no_arms_for_is_said():
     dense = records_of({key: errors for key, errors in ERRORS.items() if key[0] == "dense"})
     with pytest.raises(MissingArms, match="expected some to draw"):
-        curves.improvement(dense, improvement_over_dense(dense))
+        figures.improvement(dense, improvement_over_dense(dense))
     with pytest.raises(MissingArms, match="expected ratios of one network"):
         scaling.by_granularity(records_of(ERRORS), scaling.best_ratio)
 
@@ -189,17 +180,17 @@ def test_networks_are_drawn_with_few_rows():
     distance = pd.DataFrame({"unit": "net@64", "ratio": [0.5, 0.25], "budget": 1.0, "distance": 0.5, "points": 3})
     pictures = np.zeros((2, 4, 4, 3), np.uint8)
     for figure in (
-        networks.filters_and_macs(table),
-        networks.fidelity_against_ratio(fidelity),
-        networks.time_against_macs(time),
-        networks.granularity_by_distance(distance),
-        networks.contact_sheet(["a", "a"], [pictures, pictures]),
+        figures.filters_and_macs(table),
+        figures.fidelity_against_ratio(fidelity),
+        figures.time_against_macs(time),
+        figures.granularity_by_distance(distance),
+        figures.contact_sheet(["a", "a"], [pictures, pictures]),
     ):
         assert figure.get_label() and style.picture(figure).data.startswith(b"\x89PNG")
-    assert [text.get_text() for text in networks.fidelity_against_ratio(fidelity).axes[0].texts] == ["0.0"]
+    assert [text.get_text() for text in figures.fidelity_against_ratio(fidelity).axes[0].texts] == ["0.0"]
 
 
 def test_learners_that_were_searched_are_told_apart():
-    figure = curves.learners(learners_compared(described(LEARNT)))
+    figure = figures.learners(learners_compared(described(LEARNT)))
     names = {text.get_text() for text in figure.legends[0].get_texts()}
     assert names == {"independent", "previous", "independent, searched"}

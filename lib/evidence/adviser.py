@@ -9,18 +9,8 @@ import numpy as np
 import pandas as pd
 
 from lib.common.errors import UserError
-from lib.evidence.records import (
-    COMPARED,
-    LEARNING,
-    PRUNING,
-    Estimate,
-    at_shared_budgets,
-    described,
-    errors_by_seed,
-    estimate,
-    load_records,
-    seeds_in_common,
-)
+from lib.evidence.analysis import Estimate, errors_by_seed, estimate, mean, seeds_in_common
+from lib.evidence.records import COMPARED, LEARNING, PRUNING, at_shared_budgets, described, load_records
 
 CHOSEN = ["backbone", "image_size", "reference", *PRUNING, *LEARNING]
 
@@ -57,11 +47,14 @@ def recommend(budget: float, task: str, records: pd.DataFrame | None = None) -> 
     able = others[(least <= budget) & (budget <= most)]
     if able.empty:
         raise UserError(f"budget={budget:g} was not measured: expected {least.min():g} to {most.max():g} dense epochs.")
-    errors_by_seed(able)  # refuses what does not compare
-    arm = _best_about(budget, able)
-    first = records.loc[records["arm"] == arm, CHOSEN].iloc[[0]]
-    spec = {name: None if pd.isna(value) else value for name, value in first.to_dict("records")[0].items()}
-    return Recommendation(arm, spec, _error_at(budget, able[able["arm"] == arm]))
+    table, best = errors_by_seed(able), _best_about(budget, able)
+    fields = able.loc[able["arm"] == best, CHOSEN].iloc[[0]].to_dict("records")[0]
+    spec = {name: None if pd.isna(value) else value for name, value in fields.items()}
+    measured = table.loc[best].index
+    below, above = measured[measured <= budget].max(), measured[measured >= budget].min()
+    lower, upper = seeds_in_common(table, (best, below), (best, above))
+    share = np.log(budget / below) / np.log(above / below) if below < above else 0.0
+    return Recommendation(best, spec, estimate(mean, lower + share * (upper - lower)))
 
 
 def _best_about(budget: float, records: pd.DataFrame) -> str:
@@ -72,21 +65,9 @@ def _best_about(budget: float, records: pd.DataFrame) -> str:
     """
     means = records.groupby(["arm", "budget", "event"], sort=False)["error_test"].mean()
     means = means.groupby(level=["arm", "budget"], sort=False).mean().unstack("budget").sort_index(axis=1)
-    doublings = np.log2(means.columns.to_numpy() / budget)
-    means = means.set_axis(doublings, axis=1).interpolate("index", axis=1, limit_area="inside")
-    means = means.dropna(axis=1)
-    return (means * np.exp(-(means.columns.to_numpy() ** 2) / 2)).sum(axis=1).idxmin()
-
-
-def _error_at(budget: float, records: pd.DataFrame) -> Estimate:
-    """The mean error of an arm at a budget, over the seeds of the measured budgets around it."""
-    budgets = np.sort(records["budget"].unique())
-    above = budgets[np.searchsorted(budgets, budget)]
-    below = budgets[budgets <= budget][-1]
-    share = 0.0 if above == below else np.log(budget / below) / np.log(above / below)
-    arm = records["arm"].iloc[0]
-    lower, upper = seeds_in_common(errors_by_seed(records), (arm, below), (arm, above))
-    return estimate(lambda drawn: drawn.mean(-1), lower + share * (upper - lower))
+    means.columns = np.log2(means.columns / budget)
+    means = means.interpolate("index", axis=1, limit_area="inside").dropna(axis=1)
+    return (means * np.exp(-(means.columns**2) / 2)).sum(axis=1).idxmin()
 
 
 def regrets(records: pd.DataFrame) -> pd.DataFrame:
@@ -100,7 +81,6 @@ def regrets(records: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (budget, event, task), of_arms in errors.iterrows():
         advised = _best_about(budget, records[records["event"] != event])
-        policies = {"adviser": advised} | {f"always {arm}": arm for arm in errors.columns}
-        for policy, arm in policies.items():
+        for policy, arm in {"adviser": advised, **{f"always {arm}": arm for arm in errors.columns}}.items():
             rows.append((policy, event, task, budget, arm, of_arms[arm] - of_arms.min()))
     return pd.DataFrame(rows, columns=["policy", "event", "task", "budget", "arm", "regret"])
