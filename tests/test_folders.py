@@ -14,7 +14,7 @@ from test_stream_files import CLASSES, fill, stream_file
 from lib.common.errors import UserError
 from lib.streams import ingest, load_stream
 from lib.streams.cuts import SHARES, by_class
-from lib.streams.folder import CUTS, FolderSource
+from lib.streams.folder import FolderSource
 from lib.streams.ingest import task_from
 
 
@@ -234,7 +234,10 @@ def test_names_that_are_no_utf_8_work_and_are_shown(tmp_path, monkeypatch):
 # --- the cut --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shares", CUTS.values(), ids=["none", "test", "dev", "both"])
+OF_FOLDERS = [SHARES[()], SHARES[("test",)], SHARES[("dev",)], SHARES[("dev", "test")]]
+
+
+@pytest.mark.parametrize("shares", OF_FOLDERS, ids=["none", "test", "dev", "both"])
 @pytest.mark.parametrize("each", [[5] * 40, [2] * 30, [1] * 30 + [9] * 3, [1, 400], [50, 50], [7, 11, 3], [4, 1]])
 def test_a_cut_is_even_over_the_whole_and_in_each_class(shares, each):
     labels = np.repeat(np.arange(len(each)), each)
@@ -269,8 +272,9 @@ def test_the_smallest_task_that_works_is_said(tmp_path, given, least):
 
 
 def test_shares_of_folders_are_the_benchmark_s_where_it_has_them():
-    assert CUTS[()] is SHARES[()] and CUTS["test",] is SHARES["test",]
-    assert all(sum(shares.values()) == pytest.approx(1) for shares in CUTS.values())
+    assert SHARES[()] == {"train": 0.56, "dev": 0.12, "dev_test": 0.12, "test": 0.20}
+    assert SHARES["test",] == {"train": 0.70, "dev": 0.15, "dev_test": 0.15}
+    assert all(sum(shares.values()) == pytest.approx(1) for shares in SHARES.values())
 
 
 # --- formats that are not read --------------------------------------------------------------------------

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# What the data set comes with -> the shares that its training images are cut into.
+# What the data set comes with, beside train -> the shares that its training images are cut into. The benchmark's; and,
+# for folders, those with a dev part and no second one.
 SHARES = {
     (): {"train": 0.56, "dev": 0.12, "dev_test": 0.12, "test": 0.20},
     ("test",): {"train": 0.70, "dev": 0.15, "dev_test": 0.15},
     ("dev_test", "test"): {"train": 0.80, "dev": 0.20},
+    ("dev",): {"train": 0.80, "test": 0.20},
+    ("dev", "test"): {"train": 1.0},
 }
 
 
@@ -28,13 +31,13 @@ def by_count(labels: Sequence, shares: dict[str, float]) -> dict[str, np.ndarray
 
 def by_lot(labels: Sequence, shares: dict[str, float]) -> dict[str, np.ndarray]:
     """Each image drawn for a part on its own, with seed 0: what it does with most sets that it prepares."""
-    names = sorted(shares, key=lambda part: part.replace("_", "-"))
+    names = sorted(shares)
     state = np.random.RandomState(0)
     drawn = state.multinomial(1, [shares[name] for name in names], size=len(labels)).argmax(axis=1)
     return {name: np.flatnonzero(drawn == number) for number, name in enumerate(names)}
 
 
-def by_last_of_class(labels: Sequence[int], shares: dict[str, float]) -> dict[str, np.ndarray]:
+def by_last_of_class(labels: Sequence, shares: dict[str, float]) -> dict[str, np.ndarray]:
     """Of each class the last two images for test, one for dev_test and one for dev: what it does with faces.
 
     Labels below zero are left out; `shares` only names the parts.
@@ -45,7 +48,7 @@ def by_last_of_class(labels: Sequence[int], shares: dict[str, float]) -> dict[st
     return {part: np.concatenate([of_class[ends[part]] for of_class in places]) for part in shares}
 
 
-def by_class(labels: Sequence[int], shares: dict[str, float]) -> dict[str, np.ndarray]:
+def by_class(labels: Sequence, shares: dict[str, float]) -> dict[str, np.ndarray]:
     """Each class shared out alike, and the whole in the largest remainders of the shares: for folders.
 
     Every class gives at least one image to train, every other part that is read gets at least one; there must
@@ -57,8 +60,7 @@ def by_class(labels: Sequence[int], shares: dict[str, float]) -> dict[str, np.nd
     firsts = np.unique(numbers[order], return_index=True)[1]
     rest = np.delete(order, firsts)
     exact = np.array([share * len(order) for share in shares.values()])
-    train = list(shares).index("train")
-    exact[train] = max(0, exact[train] - len(firsts))
+    exact[0] = max(0, exact[0] - len(firsts))  # train's
     exact *= len(rest) / max(1, exact.sum())
     sizes = np.floor(exact).astype(int)
     sizes[np.argsort(sizes - exact, kind="stable")[: len(rest) - sizes.sum()]] += 1

@@ -22,13 +22,6 @@ from lib.streams.task import PARTS, Example, Source
 NAMES = {"training": "train", "val": "dev", "valid": "dev", "validation": "dev", "testing": "test"}
 NAMES |= {part: part for part in PARTS}
 EXPECTED = "expected train/<class>/<image>, with dev (or val, valid, validation) and test if any"
-# What is cut from train for the parts that do not come with it.
-CUTS = {
-    (): SHARES[()],
-    ("test",): SHARES[("test",)],
-    ("dev",): {"train": 0.80, "test": 0.20},
-    ("dev", "test"): {"train": 1.0},
-}
 # What systems leave behind, beside hidden files.
 LEFT_BEHIND = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "$recycle.bin"}
 
@@ -50,14 +43,12 @@ class FolderSource(Source):
                 raise UserError(f"{shown(child)} is no part of a task: {EXPECTED}. Move it or remove it.")
             if child != self.folders[part]:
                 raise UserError(f"{child} and {self.folders[part]} are both {part}: {EXPECTED}. Remove one.")
-        self.names = _classes(self.folders["train"])
+        train = self.folders["train"]
+        self.names = _classes(train)
         self.num_classes = len(self.names)
-        for place in self.folders.values():
-            if unknown := [name for name in _classes(place) if name not in self.names]:
-                raise UserError(
-                    f"{shown(place / unknown[0])} is a class that {self.folders['train']} has not: add "
-                    "training images of it, or remove it."
-                )
+        for other in (place / name for place in self.folders.values() for name in _classes(place)):
+            if other.name not in self.names:
+                raise UserError(f"{shown(other)} is a class that {train} has not: add images there, or remove it.")
 
     def classes(self) -> tuple[str, ...]:
         return tuple(map(shown, self.names))
@@ -76,8 +67,8 @@ class FolderSource(Source):
                 f"{self.folders['train']} has {len(whole)} images of {self.num_classes} classes: expected at "
                 f"least {least}, one of each class and one for each part that is cut from it. Add images."
             )
-        shares = CUTS[tuple(part for part in ("dev", "test") if part in self.folders)]
-        for part, places in by_class([example.labels[0] for example in whole], shares).items():
+        shares = SHARES[tuple(sorted(self.folders.keys() - {"train"}))]
+        for part, places in by_class([example.label for example in whole], shares).items():
             parts[part] = [whole[place] for place in places]
         return _mixed(dict(sorted(parts.items())))
 
@@ -110,12 +101,11 @@ class ArchiveSource(Source):
         return hashlib.sha256("".join(listed).encode()).hexdigest()
 
     def parts(self) -> Mapping[str, Sequence[Example]]:
-        numbers = {name: number for number, name in enumerate(self.names)}
         parts: dict[str, list[Example]] = {}
         for entry in self.entries:
             part, name, _ = entry.filename.split("/")
             image = partial(_image, self.file, entry.filename)
-            parts.setdefault(part, []).append(Example(f"{self.file}: {entry.filename}", numbers[name], image))
+            parts.setdefault(part, []).append(Example(f"{self.file}: {entry.filename}", self.names.index(name), image))
         return _mixed(parts)
 
 
@@ -150,8 +140,7 @@ def _children(folder: Path) -> list[Path]:
     """What lies in a folder and was put there on purpose, numbers in names in their order."""
 
     def natural(path: Path) -> tuple:
-        words = re.split(r"(\d+)", path.name)
-        return [int(word) if place % 2 else word for place, word in enumerate(words)], path.name
+        return [(text, int(number or -1)) for text, number in re.findall(r"(\D*)(\d*)", path.name)], path.name
 
     try:
         found = sorted(folder.iterdir(), key=natural)

@@ -82,20 +82,20 @@ def _read(source: Source, name: str, content: str, image_size: int) -> TaskData:
 def _opened(folder: Path) -> TaskData:
     """The entry's parts over memory maps. Raises where a file of it is missing or not what was written."""
     entry = json.loads((folder / "entry.json").read_bytes())
-    for file, digest in entry["sha256"].items():
-        if _digest(folder / file) != digest:
-            raise ValueError(f"{file} is damaged")
-    # Copy on write: torch takes no read-only memory, and nothing that is written reaches the files.
-    images, labels = (
-        [torch.from_numpy(np.load(folder / f"{part}-{what}.npy", mmap_mode="c")) for part in PARTS]
-        for what in ("images", "labels")
-    )
-    return TaskData(*map(Split, images, labels))
+    if any(_digest(folder / file) != digest for file, digest in entry["sha256"].items()):
+        raise ValueError("a file is damaged")
+
+    def mapped(name: str) -> torch.Tensor:
+        # Copy on write: torch takes no read-only memory, and nothing that is written reaches the files.
+        return torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c"))
+
+    return TaskData(*(Split(mapped(f"{part}-images"), mapped(f"{part}-labels")) for part in PARTS))
 
 
 def _ingest(source: Source, name: str, image_size: int, folder: Path) -> None:
     found = source.parts()
     parts = {part: found.get(part, ()) for part in PARTS}
+    single, tags = source.kind == "classification", np.arange(source.num_classes)
     unreadable: list[str] = []
     _check(name, source, parts, unreadable)
     try:
@@ -103,7 +103,8 @@ def _ingest(source: Source, name: str, image_size: int, folder: Path) -> None:
             temporary, kept = Path(path), {}
             for part, examples in parts.items():
                 kept[part] = _write_images(examples, image_size, temporary / f"{part}-images.npy", unreadable)
-                np.save(temporary / f"{part}-labels.npy", _labels(kept[part], source))
+                labels = [example.label if single else np.isin(tags, example.label) for example in kept[part]]
+                np.save(temporary / f"{part}-labels.npy", np.array(labels, np.int64 if single else np.float32))
             _check(name, source, kept, unreadable)
             sums = {file.name: _digest(file) for file in sorted(temporary.glob("*.npy"))}
             write_json(temporary / "entry.json", {"left_out": unreadable, "sha256": sums})
@@ -118,33 +119,19 @@ def _ingest(source: Source, name: str, image_size: int, folder: Path) -> None:
 
 def _write_images(examples: Sequence[Example], image_size: int, file: Path, unreadable: list[str]) -> list[Example]:
     """Write the images that can be read, one after the other, and return their examples."""
-
-    def write_header(count: int) -> None:
-        shape = (count, image_size, image_size, 3)
-        np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
-
+    about, side = {"descr": "|u1", "fortran_order": False}, image_size
     kept = []
     with file.open("wb") as out:
-        write_header(len(examples))
+        np.lib.format.write_array_header_1_0(out, about | {"shape": (len(examples), side, side, 3)})
         for example in examples:
             try:
-                out.write(decode(example.open, image_size).tobytes())
+                out.write(decode(example.open, side).tobytes())
                 kept.append(example)
             except UnreadableImage as error:
                 unreadable.append(f"{example.where} ({error})")
-        # A header has room for any count: numpy pads it, so that arrays can grow.
-        out.seek(0)
-        write_header(len(kept))
+        out.seek(0)  # a header has room for any count: numpy pads it, so that arrays can grow
+        np.lib.format.write_array_header_1_0(out, about | {"shape": (len(kept), side, side, 3)})
     return kept
-
-
-def _labels(examples: list[Example], source: Source) -> np.ndarray:
-    if source.kind == "classification":
-        return np.array([example.label for example in examples], np.int64)
-    tags = np.zeros((len(examples), source.num_classes), np.float32)
-    for row, example in zip(tags, examples, strict=True):
-        row[list(example.labels)] = 1
-    return tags
 
 
 def _check(name: str, source: Source, parts: Mapping[str, Sequence[Example]], unreadable: list[str]) -> None:
@@ -155,7 +142,8 @@ def _check(name: str, source: Source, parts: Mapping[str, Sequence[Example]], un
     said = f"{len(unreadable)} of {total} images of the task {name!r} cannot be read"
     if len(unreadable) > max(MOST_UNREADABLE, MOST_UNREADABLE_SHARE * total):
         raise UserError(f"{said}, such as {few}: restore or remove them.")
-    missing = set(range(source.num_classes)) - {label for example in parts["train"] for label in example.labels}
+    seen = np.hstack([(), *(example.label for example in parts["train"])]).tolist()
+    missing = set(range(source.num_classes)).difference(seen)
     if missing and source.every_class_trains:
         raise UserError(
             f"The task {name!r} has no training image of class {source.classes()[min(missing)]!r}: expected at "

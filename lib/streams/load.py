@@ -22,16 +22,12 @@ COLUMNS = ["name", "year", "domain", "kind", "num_classes", "available", "how"]
 # a stream's name -> its tasks, by what is written behind the name, split at slashes
 STREAMS: dict[str, Callable[..., list[Listed]]] = {"pocket": pocket, **NEVIS}
 # kind of source -> what opens a place of it, whether it is there, and where it is or how to get it
-SOURCES: dict[str, tuple[Callable[[Path], Source], Callable[[Path], bool], Callable[[Path], str]]] = {
+SOURCES: dict[str, tuple[Callable[..., Source], Callable[..., bool], Callable[..., str]]] = {
     "folder": (FolderSource, Path.is_dir, "images in {}/train/<class>".format),
     "nevis": (PreparedSource, Path.is_dir, "prepare {0.name} with dm_nevis and put it at {0}".format),
-    "torchvision": (  # at the data set's name below the root
-        lambda place: TorchvisionSource(place.name, place.parent),
-        lambda place: is_there(place.name, place.parent),
-        lambda place: how_to_get(place.name, place.parent),
-    ),
+    "torchvision": (TorchvisionSource, is_there, how_to_get),
     "archive": (ArchiveSource, Path.is_file, "{} (see `python -m tools.datasets --list`)".format),
-    "pocket": (PocketSource, lambda _: True, "lib/streams/pocket/{0.name}".format),
+    "pocket": (PocketSource, lambda _: True, "lib/streams/pocket/{0[name]}.parquet".format),
 }
 IN_FILES = ("folder", "nevis", "torchvision")  # the kinds of source that a stream file may name
 
@@ -71,11 +67,11 @@ def list_tasks(name: str | Path) -> pd.DataFrame:
 
 def _found(row: Listed) -> tuple[str, Source | None]:
     """Where a task is, and its source; how to get it, and None, where it is at none of its places."""
-    for kind, place in row.places:
+    for kind, *place in row.places:
         open_source, is_there, how = SOURCES[kind]
-        if is_there(place):
-            return how(place), open_source(place)
-    return "; or ".join(SOURCES[kind][2](place) for kind, place in row.places), None
+        if is_there(*place):
+            return how(*place), open_source(*place)
+    return "; or ".join(SOURCES[kind][2](*place) for kind, *place in row.places), None
 
 
 def _rows(name: str | Path) -> tuple[str, list[Listed]]:
@@ -141,6 +137,6 @@ def _listed(task: _Task, file: Path) -> Listed:
             f"{file}: the source {task.source!r} of {task.name!r} is unknown: expected one of "
             f"{', '.join(IN_FILES)}, then a colon and the place."
         )
-    root = datasets_folder() / "torchvision" if kind == "torchvision" else file.parent
     place = os.path.expanduser(os.path.expandvars(place.strip()))
-    return Listed(task.name, task.year, task.domain, [(kind, root / place)])
+    found = (place, datasets_folder() / "torchvision") if kind == "torchvision" else (file.parent / place,)
+    return Listed(task.name, task.year, task.domain, [(kind, *found)])

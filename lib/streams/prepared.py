@@ -32,19 +32,13 @@ class PreparedSource(Source):
     def __init__(self, folder: Path):
         self.folder = folder
         if not (folder / "metadata").is_file():
-            raise UserError(
-                f"{folder} has no file metadata: expected a directory that dm_nevis prepared, with metadata "
-                "and the folders train, dev, dev-test and test."
-            )
+            raise _damaged(folder, "has no file metadata, as what dm_nevis prepares has")
         status = folder / "status"
         if status.exists() and status.read_text().strip() != "ready":
-            raise UserError(f"{folder} was not prepared to its end, says its file status: prepare it anew.")
+            raise _damaged(folder, "was not prepared to its end, says its file status")
         self.num_classes = _num_classes(folder / "metadata")
         shard = self._shards("train")[0]
         self.kind = "multi-label" if TAGS in features(next(records(shard))[1], str(shard)) else "classification"
-
-    def classes(self) -> tuple[str, ...]:
-        return tuple(map(str, range(self.num_classes)))
 
     def content(self) -> str:
         shards = [file for part in PARTS for file in self._shards(part)]
@@ -66,25 +60,24 @@ class PreparedSource(Source):
         single = self.kind == "classification"
         labels = features(data, where).get(LABEL if single else TAGS)
         if labels is None:
-            raise UserError(f"{where} has no label: prepare the directory anew.")
+            raise _damaged(where, "has no label")
         if self.folder.name == "biwi":
             labels = _mended_angles(labels)
         if (single and len(labels) != 1) or any(not 0 <= label < self.num_classes for label in labels):
-            raise UserError(
-                f"{where} has the label {labels}: expected {'one' if single else 'some'} of 0 to "
-                f"{self.num_classes - 1}. Prepare the directory anew."
-            )
+            expected = f"expected {'one' if single else 'some'} of 0 to {self.num_classes - 1}"
+            raise _damaged(where, f"has the label {labels}: {expected}")
         return labels[0] if single else tuple(labels)
 
     def _shards(self, part: str) -> list[Path]:
         shards = sorted((self.folder / PARTS[part]).glob("data-*-of-*"))
         wanted = int(shards[0].name.rsplit("-", 1)[1]) if shards else None
         if len(shards) != wanted:
-            raise UserError(
-                f"{self.folder / PARTS[part]} holds {len(shards)} of {wanted or 'its'} shards "
-                "(data-*-of-*): copy or prepare the directory anew."
-            )
+            raise _damaged(self.folder / PARTS[part], f"holds {len(shards)} of {wanted or 'its'} shards (data-*-of-*)")
         return shards
+
+
+def _damaged(what: Path | str, how: str) -> UserError:
+    return UserError(f"{what} {how}: copy or prepare the directory anew.")
 
 
 def _image(file: Path, place: int, length: int) -> Image.Image:
@@ -117,10 +110,7 @@ def _num_classes(metadata: Path) -> int:
             raise ValueError("no DatasetMetaData that says num_classes")
         return found
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise UserError(
-            f"{metadata} cannot be read ({error}): expected the number of classes in what dm_nevis writes, base64 of a "
-            "pickle; nothing of it was run. Copy or prepare the directory anew."
-        ) from error
+        raise _damaged(metadata, f"cannot be read ({error}): nothing of it was run") from error
 
 
 def records(file: Path) -> Iterator[tuple[int, bytes]]:
@@ -140,7 +130,7 @@ def records(file: Path) -> Iterator[tuple[int, bytes]]:
                 "has a wrong checksum": masked_crc(data) != checksum,
             }
             if found := [fault for fault, is_so in faults.items() if is_so]:
-                raise UserError(f"{file}: the record at byte {place} {found[0]}: copy or prepare the file anew.")
+                raise _damaged(f"{file}: the record at byte {place}", found[0])
             yield place + 12, data
             place += 16 + length
 
@@ -160,7 +150,7 @@ def features(data: bytes, where: str = "The record") -> dict[str, list]:
     try:
         example.ParseFromString(data)
     except Exception as error:  # protobuf's own
-        raise UserError(f"{where} is no tf.train.Example ({error}): prepare the directory anew.") from error
+        raise _damaged(where, f"is no tf.train.Example ({error})") from error
     found = example.features.feature.items()
     return {name: list(f.bytes_list.value or f.float_list.value or f.int64_list.value) for name, f in found}
 
@@ -175,8 +165,7 @@ def _packages() -> tuple[Callable[[bytes], int], type]:
         from google_crc32c import value
     except ImportError as error:
         raise UserError(
-            f"{error.name} is not installed: expected protobuf and google-crc32c, which read prepared "
-            "directories of Nevis'22. Get them with `make setup-nevis`, or `pip install '.[nevis]'`."
+            f"{error.name} is not installed: to read what dm_nevis prepared, `make setup-nevis` or `pip install '.[nevis]'`."
         ) from error
     described = Parse(Path(__file__).with_name("tf_example.json").read_text("utf-8"), FileDescriptorProto())
     return value, GetMessages([described])["tensorflow.Example"]

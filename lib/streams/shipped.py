@@ -43,21 +43,18 @@ def pocket(*arguments: str) -> list[Listed]:
     """The pocket stream in the order of its years."""
     if arguments:
         raise UserError(f"pocket/{'/'.join(arguments)} is unknown: expected pocket alone.")
-    return [
-        Listed(card["name"], card["year"], card["domain"], [("pocket", POCKET / f"{card['name']}.parquet")])
-        for card in _cards(POCKET)
-    ]
+    cards = json.loads((POCKET / "cards.json").read_bytes())
+    return [Listed(card["name"], card["year"], card["domain"], [("pocket", card)]) for card in cards]
 
 
 class PocketSource(Source):
-    """One task of the pocket stream: its Parquet file and the card beside it."""
+    """One task of the pocket stream: its card, and the Parquet file that this describes."""
 
     every_class_trains = True
 
-    def __init__(self, file: Path):
-        self.file = file
-        (self.card,) = (card for card in _cards(file.parent) if card["name"] == file.stem)
-        self.kind, self.num_classes = self.card["kind"], self.card["num_classes"]
+    def __init__(self, card: dict):
+        self.card, self.file = card, POCKET / f"{card['name']}.parquet"
+        self.kind, self.num_classes = card["kind"], card["num_classes"]
 
     def classes(self) -> tuple[str, ...]:
         return tuple(self.card["classes"])
@@ -67,8 +64,7 @@ class PocketSource(Source):
         file, expected = self.file, self.card["sha256"]
         if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
             raise UserError(
-                f"{file} is missing or not the file that cards.json describes: expected sha256 "
-                f"{expected[:12]}…. Restore it with `git checkout -- {file.name}` in its folder."
+                f"{file} is missing or not what cards.json describes: restore it with `git checkout -- {file.name}` there."
             )
         return expected
 
@@ -80,10 +76,6 @@ class PocketSource(Source):
             label = int(label) if self.kind == "classification" else tuple(label.tolist())
             parts.setdefault(part, []).append(Example(f"{self.file}, row {row}", label, _opener(encoded)))
         return parts
-
-
-def _cards(folder: Path) -> list[dict]:
-    return json.loads((folder / "cards.json").read_bytes())
 
 
 def _opener(encoded: bytes) -> Callable[[], Image.Image]:

@@ -3,8 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -23,11 +22,6 @@ class Example:
     label: int | tuple[int, ...]
     open: Callable[[], Image.Image]
 
-    @property
-    def labels(self) -> tuple[int, ...]:
-        """The one class, or the tags."""
-        return (self.label,) if isinstance(self.label, int) else self.label
-
 
 class Source(Protocol):
     """A task's images. Making one reads no image; an absent or broken one raises UserError."""
@@ -39,6 +33,7 @@ class Source(Protocol):
 
     def classes(self) -> tuple[str, ...]:
         """The names of the classes or tags by number, which are the numbers where it has no names."""
+        return tuple(map(str, range(self.num_classes)))
 
     def content(self) -> str:
         """A hash of all that is read: images, labels and names, wherever they lie. Decodes nothing."""
@@ -52,7 +47,8 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Listed:
-    """A task as a stream lists it, and its `places`, a kind of source and a path each: the first that is there counts.
+    """A task as a stream lists it, and its `places`: the first that is there counts. A place is a kind of source and
+    what that needs: a path, torchvision's name of a data set and the folder that it is in, a card.
 
     Kind and number of classes are those that it has by all that is known before there is a source.
     """
@@ -60,7 +56,7 @@ class Listed:
     name: str
     year: int
     domain: str
-    places: Sequence[tuple[str, Path]]
+    places: Sequence[tuple[Any, ...]]
     kind: str = "classification"
     num_classes: int | None = None
 

@@ -88,13 +88,15 @@ class TorchvisionSource(Source):
 
     def parts(self) -> Mapping[str, Sequence[Example]]:
         parts: dict[str, Sequence[Example]] = {}
-        for part in PARTS[self.row.parts]:
+        row, others = self.row, tuple(part for part in PARTS[self.row.parts] if part != "train")
+        for part in PARTS[row.parts]:
             data = self._open(part)
-            labels = LABELS[self.row.labels](data) if self.row.labels in LABELS else getattr(data, self.row.labels)
-            others = tuple(name for name in PARTS[self.row.parts] if name != "train")
-            usual = cuts.SHARES[others] if part == "train" else {part: 1.0}
-            found = getattr(cuts, self.row.cut)(labels, self.row.shares.get(part, usual))
-            parts |= {name: self._examples(data, labels, places) for name, places in found.items()}
+            found = LABELS[row.labels](data) if row.labels in LABELS else getattr(data, row.labels)
+            labels = [label if isinstance(label, tuple) else int(label) for label in found]
+            shares = row.shares.get(part, cuts.SHARES[others] if part == "train" else {part: 1.0})
+            for name, places in getattr(cuts, row.cut)(labels, shares).items():
+                order = np.random.default_rng(0).permutation(places).tolist()
+                parts[name] = [Example(f"{self.name}, image {i}", labels[i], partial(_image, data, i)) for i in order]
         return parts
 
     def _open(self, part: str) -> Any:
@@ -103,17 +105,10 @@ class TorchvisionSource(Source):
         try:
             return loader(str(self.root), **self.row.fixed, **PARTS[self.row.parts][part], **download)
         except Exception as error:  # each loader has its own
+            how = how_to_get(self.name, self.root)
             raise UserError(
-                f"torchvision cannot read {self.name} in {self.root} ({error}): get it with "
-                f"`{how_to_get(self.name, self.root)}`."
+                f"torchvision cannot read {self.name} in {self.root} ({error}): get it, `{how}`."
             ) from error
-
-    def _examples(self, data: Any, labels: Sequence, places: np.ndarray) -> list[Example]:
-        examples = []
-        for place in np.random.default_rng(0).permutation(places).tolist():
-            label = labels[place] if self.kind == "multi-label" else int(labels[place])
-            examples.append(Example(f"{self.name}, image {place}", label, partial(_image, data, place)))
-        return examples
 
 
 def _image(data: Any, place: int) -> Image.Image:
