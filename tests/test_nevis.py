@@ -25,7 +25,7 @@ from lib.runs.run import run_stream
 from lib.runs.spec import RunSpec
 from lib.streams import list_tasks, load_stream, nevis
 from lib.streams.cuts import by_count, by_last_of_class, by_lot
-from lib.streams.prepared import PreparedSource, _packages, features, masked_crc, records
+from lib.streams.nevis import PreparedSource, _packages, features, masked_crc, records
 from lib.streams.torchvision_sets import LOADERS, TorchvisionSource, how_to_get
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist

@@ -2,12 +2,12 @@
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-READABLE = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 # Images that Pillow reads with a plugin at most: to be named, not to be taken for other files.
 UNSUPPORTED = {".heic", ".heif", ".hif", ".jxl", ".svg", ".cr2", ".cr3", ".nef", ".arw", ".dng"}
 # The largest values of grey images of more than 8 bits: as fractions, and of 8, 12 and 16 bits.
@@ -18,9 +18,15 @@ class UnreadableImage(ValueError):
     """An image that cannot be decoded, with the reason."""
 
 
+@cache
+def _readable() -> set[str]:
+    # Not when this is imported: plugins may be registered later.
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
 def is_image(file: Path) -> bool:
     """Whether a file counts as an image: by its suffix, or where that says nothing, by its first bytes."""
-    if file.suffix.lower() in READABLE | UNSUPPORTED:
+    if file.suffix.lower() in _readable() | UNSUPPORTED:
         return True
     try:
         Image.open(file).close()
@@ -38,7 +44,7 @@ def open_file(file: Path) -> Image.Image:
     if not start:
         raise UnreadableImage("the file is empty")
     kind = file.suffix[1:].upper()
-    if file.suffix.lower() not in UNSUPPORTED - READABLE:
+    if file.suffix.lower() not in UNSUPPORTED - _readable():
         try:
             return Image.open(file)
         except UnidentifiedImageError:

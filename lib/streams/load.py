@@ -12,8 +12,7 @@ from lib.common.errors import UserError, choose
 from lib.streams.folder import ArchiveSource, FolderSource
 from lib.streams.ingest import task_from
 from lib.streams.nevis import STREAMS as NEVIS
-from lib.streams.nevis import datasets_folder
-from lib.streams.prepared import PreparedSource
+from lib.streams.nevis import PreparedSource, datasets_folder
 from lib.streams.shipped import PocketSource, pocket
 from lib.streams.task import Listed, Source, Stream
 from lib.streams.torchvision_sets import TorchvisionSource, how_to_get, is_there

@@ -9,7 +9,7 @@ origin, author and licence of each; tools/pocket/calibration.py makes it.
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +36,8 @@ def calibration_images(count: int = 512, image_size: int = 160) -> Tensor:
     encoded = pd.read_parquet(CALIBRATION, columns=["image"])["image"]
     if not 1 <= count <= len(encoded):
         raise UserError(f"count={count} is not possible: expected 1 to {len(encoded)} shipped images.")
-    return torch.from_numpy(np.stack([decode(_opener(image), image_size) for image in encoded[:count]]))
+    opened = (partial(Image.open, io.BytesIO(image)) for image in encoded[:count])
+    return torch.from_numpy(np.stack([decode(image, image_size) for image in opened]))
 
 
 def pocket(*arguments: str) -> list[Listed]:
@@ -64,7 +65,7 @@ class PocketSource(Source):
         file, expected = self.file, self.card["sha256"]
         if not file.exists() or hashlib.sha256(file.read_bytes()).hexdigest() != expected:
             raise UserError(
-                f"{file} is missing or not what cards.json describes: restore it with `git checkout -- {file.name}` there."
+                f"{file} is missing or not what cards.json describes: get it back, `git checkout -- {file.name}` there."
             )
         return expected
 
@@ -74,9 +75,6 @@ class PocketSource(Source):
         parts: dict[str, list[Example]] = {}
         for row, encoded, label, part in table[["image", "label", "split"]].itertuples():
             label = int(label) if self.kind == "classification" else tuple(label.tolist())
-            parts.setdefault(part, []).append(Example(f"{self.file}, row {row}", label, _opener(encoded)))
+            image = partial(Image.open, io.BytesIO(encoded))
+            parts.setdefault(part, []).append(Example(f"{self.file}, row {row}", label, image))
         return parts
-
-
-def _opener(encoded: bytes) -> Callable[[], Image.Image]:
-    return partial(Image.open, io.BytesIO(encoded))

@@ -107,7 +107,7 @@ class TorchvisionSource(Source):
         except Exception as error:  # each loader has its own
             how = how_to_get(self.name, self.root)
             raise UserError(
-                f"torchvision cannot read {self.name} in {self.root} ({error}): get it, `{how}`."
+                f"torchvision cannot read {self.name} in {self.root} ({error}): get it with `{how}`."
             ) from error
 
 
