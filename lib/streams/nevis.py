@@ -220,7 +220,7 @@ def _packages() -> tuple[Callable[[bytes], int], type]:
         from google_crc32c import value
     except ImportError as error:
         raise UserError(
-            f"{error.name} is not installed: get protobuf and google-crc32c, `make setup-nevis` or `pip install '.[nevis]'`."
+            f"{error.name} is not installed: get it with `make setup-nevis`, or with `pip install '.[nevis]'`."
         ) from error
     described = Parse(Path(__file__).with_name("tf_example.json").read_text("utf-8"), FileDescriptorProto())
     return value, GetMessages([described])["tensorflow.Example"]
