@@ -89,6 +89,14 @@ def test_names_order_and_years_are_the_benchmark_s():
     ]
     full = list_tasks("nevis/full")["name"].tolist()
     assert list_tasks("nevis/remove_first_30_tasks")["name"].tolist() == full[30:]
+    events = list(zip(list_tasks("nevis/full")["year"], full, strict=True))
+    before = [event for event in events if event[0] < 2020]
+    for ablation, removed in {
+        "remove_last_30_tasks": sorted(before, key=lambda event: -event[0])[:30],  # within a year from its first task
+        "no_imagenet": [event for event in before if event[1] == "ImageNet"],
+    }.items():
+        left = list_tasks(f"nevis/{ablation}")
+        assert list(zip(left["year"], left["name"], strict=True)) == [e for e in events if e not in removed]
     short = list_tasks("nevis/short")
     known = json.loads((Path(nevis.__file__).parent / "nevis.json").read_text())["datasets"]
     assert sum("torchvision" in known[name] for name in short["name"].unique()) == 13

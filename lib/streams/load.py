@@ -67,9 +67,9 @@ def list_tasks(name: str | Path) -> pd.DataFrame:
 def _found(row: Listed) -> tuple[str, Source | None]:
     """Where a task is, and its source; how to get it, and None, where it is at none of its places."""
     for kind, *place in row.places:
-        open_source, is_there, how = SOURCES[kind]
-        if is_there(*place):
-            return how(*place), open_source(*place)
+        opened, is_here, how = SOURCES[kind]
+        if is_here(*place):
+            return how(*place), opened(*place)
     return "; or ".join(SOURCES[kind][2](*place) for kind, *place in row.places), None
 
 

@@ -47,10 +47,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Listed:
-    """A task as a stream lists it, and its `places`: the first that is there counts. A place is a kind of source and
-    what that needs: a path, torchvision's name of a data set and the folder that it is in, a card.
+    """A task as a stream lists it, and the places where it may lie: the first that is there counts.
 
-    Kind and number of classes are those that it has by all that is known before there is a source.
+    A place is a kind of source, and what that is made of: a path, the name of a torchvision data set and its folder,
+    a card. `kind` and `num_classes` are what is known of a task that is at none of them.
     """
 
     name: str
