@@ -13,6 +13,7 @@ from test_analysis import ERRORS, LEARNT, elsewhere, records_of
 from test_scaling import CROSSING
 from test_scaling import records_of as power_laws
 
+import pictures
 from lib.common.paths import ROOT
 from lib.evidence import adviser, figures, scaling, style
 from lib.evidence.analysis import along_the_stream, improvement_over_dense, learners_compared, mean_errors
@@ -56,7 +57,7 @@ def test_a_figure_is_the_same_whatever_is_set_and_leaves_it_so(name, expected):
 
 def test_a_figure_that_fails_leaves_the_settings_as_they_were():
     before = dict(mpl.rcParams)
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match="Could not interpret value `budget`"):
         figures.errors(records_of(ERRORS), pd.DataFrame({"arm": ["dense"]}))
     assert dict(mpl.rcParams) == before
 
@@ -178,16 +179,16 @@ def test_networks_are_drawn_with_few_rows():
         {"backbone": "net", "work": "forward", "granularity": ["filter", "channel"], "share_of_macs": 0.5}
     ).assign(share_of_time=0.6)
     distance = pd.DataFrame({"unit": "net@64", "ratio": [0.5, 0.25], "budget": 1.0, "distance": 0.5, "points": 3})
-    pictures = np.zeros((2, 4, 4, 3), np.uint8)
+    tasks = np.zeros((2, 4, 4, 3), np.uint8)
     for figure in (
-        figures.filters_and_macs(table),
-        figures.fidelity_against_ratio(fidelity),
-        figures.time_against_macs(time),
-        figures.granularity_by_distance(distance),
-        figures.contact_sheet(["a", "a"], [pictures, pictures]),
+        pictures.filters_and_macs(table),
+        pictures.fidelity_against_ratio(fidelity),
+        pictures.time_against_macs(time),
+        pictures.granularity_by_distance(distance),
+        pictures.contact_sheet(["a", "a"], [tasks, tasks]),
     ):
         assert figure.get_label() and style.picture(figure).data.startswith(b"\x89PNG")
-    assert [text.get_text() for text in figures.fidelity_against_ratio(fidelity).axes[0].texts] == ["0.0"]
+    assert [text.get_text() for text in pictures.fidelity_against_ratio(fidelity).axes[0].texts] == ["0.0"]
 
 
 def test_learners_that_were_searched_are_told_apart():

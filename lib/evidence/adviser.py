@@ -3,7 +3,7 @@
 Reads records only. A task never has a say in its own recommendation.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,7 @@ from lib.evidence.records import COMPARED, LEARNING, PRUNING, at_shared_budgets,
 CHOSEN = ["backbone", "image_size", "reference", *PRUNING, *LEARNING]
 
 
-@dataclass(frozen=True)
-class Recommendation:
+class Recommendation(NamedTuple):
     """An arm, the fields of its RunSpec that matter, and the error to expect, with its 95 % interval.
 
     `RunSpec(**spec, budgets=[budget])` spends the compute that was asked for: in the unit of the records.

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from lib.common.errors import UserError
-from lib.evidence.records import LEARNING, NETWORK, PRUNING, MissingArms, learner_names, per, stacked
+from lib.evidence.records import LEARNING, NETWORK, PRUNING, learner_names, per, some
 
 RESAMPLES = 4000
 
@@ -32,19 +32,14 @@ def errors_by_seed(records: pd.DataFrame) -> pd.DataFrame:
     another has.
     """
     if records["unit"].nunique() > 1:
-        raise UserError(
-            f"The budgets of these records are in units of {' and '.join(records['unit'].unique())}: "
-            "expected one. Compare the arms of each by themselves."
-        )
-    tasks_differ = (records.groupby("event")["task"].nunique() > 1).any()
-    compute_differs = (records.groupby(["event", "budget"])["limit_macs"].nunique() > 1).any()
+        units = " and ".join(records["unit"].unique())
+        raise UserError(f"The budgets of these records are in units of {units}: expected one. Compare those of each.")
+    alike = records.groupby("event")["task"], records.groupby(["event", "budget"])["limit_macs"]
     whole = len(records[["arm", "seed", "budget"]].drop_duplicates()) * records["event"].nunique()
     table = records.pivot_table("error_test", ["arm", "budget"], ["event", "seed"], sort=False).sort_index(axis=1)
-    if tasks_differ or compute_differs or table.count().sum() != whole:
-        raise UserError(
-            "The arms' records do not compare: expected the same tasks, and the same compute at the same "
-            "budget, for all of them. Run the profile's arms again."
-        )
+    if any(values.nunique().max() > 1 for values in alike) or table.count().sum() != whole:
+        expected = "the same tasks, and the same compute at the same budget, for all of them"
+        raise UserError(f"The arms' records do not compare: expected {expected}. Run the profile's arms again.")
     return table
 
 
@@ -55,11 +50,9 @@ def seeds_in_common(table: pd.DataFrame, *points: tuple[str, float]) -> np.ndarr
     """
     chosen = table.reindex(list(points)).dropna(axis=1)
     if chosen.empty:
-        raise UserError(
-            f"{' and '.join(arm for arm, _ in points)} have no seed in common at "
-            f"{' and '.join(f'{budget:g}' for _, budget in points)} dense epochs: expected the same budgets and one "
-            "seed at least of all arms that are compared. Run the profile's arms again."
-        )
+        named, budgets = (" and ".join(map(str, dict.fromkeys(part))) for part in zip(*points, strict=True))
+        common = f"no seed in common at budgets of {budgets}: expected one, and each budget, of every arm"
+        raise UserError(f"{named} have {common}. Run the profile's arms again.")
     return chosen.to_numpy().reshape(len(points), chosen.columns.get_level_values("event").nunique(), -1)
 
 
@@ -89,17 +82,17 @@ def mean(errors: np.ndarray) -> np.ndarray:
 
 def accuracy_gain(pruned: np.ndarray, dense: np.ndarray) -> np.ndarray:
     """Relative gain of the mean accuracy over the dense network's: errors (..., T) -> (...)."""
-    return (1 - pruned).mean(-1) / (1 - dense).mean(-1) - 1
+    return mean(1 - pruned) / mean(1 - dense) - 1
 
 
 def error_cut(pruned: np.ndarray, dense: np.ndarray) -> np.ndarray:
     """Share of the dense network's mean error that is gone: errors (..., T) -> (...)."""
-    return 1 - pruned.mean(-1) / dense.mean(-1)
+    return 1 - mean(pruned) / mean(dense)
 
 
 def points_gained(pruned: np.ndarray, dense: np.ndarray) -> np.ndarray:
     """Mean accuracy minus the dense network's, in percentage points: errors (..., T) -> (...)."""
-    return 100 * (dense - pruned).mean(-1)
+    return 100 * mean(dense - pruned)
 
 
 GAINS = {"accuracy_gain": accuracy_gain, "error_cut": error_cut, "points_gained": points_gained}
@@ -128,12 +121,8 @@ def mean_errors(of_unit: pd.DataFrame) -> pd.DataFrame:
 def dense_arm(of_unit: pd.DataFrame, learner: str = "independent") -> str:
     """The arm of a unit's dense network with that learner. Raises MissingArms where there is none."""
     alike = of_unit["own"] & (of_unit["learner"] == learner) & (of_unit["ratio"] == 0)
-    if not alike.any():
-        raise MissingArms(
-            f"No dense arm among {', '.join(of_unit['arm'].unique())}: expected one of "
-            f"{of_unit['unit'].iloc[0]} with ratio 0 and learner {learner}."
-        )
-    return of_unit.loc[alike, "arm"].iloc[0]
+    expected = f"one of {of_unit['unit'].iloc[0]} with ratio 0 and learner {learner}"
+    return some(of_unit[alike], f"{expected} beside {', '.join(of_unit['arm'].unique())}")["arm"].iloc[0]
 
 
 def unlimited_table(records: pd.DataFrame) -> pd.DataFrame:
@@ -174,10 +163,9 @@ def granularities_compared(records: pd.DataFrame) -> pd.DataFrame:
     alike = [name for name in NETWORK + PRUNING + LEARNING if name != "granularity"]
     pairs = thin.merge(inner, on=[*alike, "event", "task", "budget", "seed"], suffixes=("_channel", "_filter"))
     pairs["points"] = 100 * (pairs["error_test_channel"] - pairs["error_test_filter"])
-    order = [pairs[name].factorize()[0] for name in ("unit", "arm_channel")]
-    means = pairs.groupby([*order, "unit", "ratio", "budget", "event", "task"])["points"].mean().reset_index()
-    columns = ["unit", "event", "task", "ratio", "budget", "points"]
-    return stacked([means[columns]], "two that differ in the granularity alone")
+    order = [pairs["unit"].factorize()[0], pairs["arm_channel"].factorize()[0], pairs["budget"].to_numpy()]
+    means = pairs.groupby([*order, "unit", "event", "task", "ratio", "budget"])["points"].mean()
+    return some(means.droplevel([0, 1, 2]).reset_index(), "two that differ in the granularity alone")
 
 
 @per("unit", "ratio")
@@ -189,13 +177,12 @@ def learners_compared(of_network: pd.DataFrame) -> pd.DataFrame:
     that of `independent` on the same network at the same budget, paired, with `_low` and `_high`.
     """
     of_network = of_network.assign(arm=learner_names(of_network))
-    spent = of_network.groupby(["arm", "budget", "event"])["total_macs"].mean() / 1e12
-    spent = spent.groupby(["arm", "budget"]).sum().rename("tera_macs")
+    spent = of_network.groupby(["arm", "budget", "event"])["total_macs"].mean().groupby(["arm", "budget"]).sum() / 1e12
     gains = gains_over("independent", of_network).set_index(["arm", "budget"]).filter(like="points_gained")
     gains.columns = gains.columns.str.replace("points_gained", "forward_transfer")
     means = mean_errors(of_network).drop(columns="unit").set_index(["arm", "budget"])
-    table = means.join([spent, gains]).fillna(0)  # independent's own transfer
-    return table.reset_index(names=["learner", "budget"])
+    found = means.join([spent.rename("tera_macs"), gains]).fillna(0)  # independent's own transfer
+    return found.reset_index(names=["learner", "budget"])
 
 
 def along_the_stream(records: pd.DataFrame) -> pd.DataFrame:

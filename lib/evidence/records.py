@@ -3,7 +3,7 @@
 Imports nothing that trains.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import wraps
 
 import numpy as np
@@ -30,16 +30,14 @@ def load_records(profile: str, *groups: str) -> pd.DataFrame:
     of an arm have its name. Further columns are those of `described`. Raises UserError naming the arms that
     have not been run.
     """
-    names = [arm for group in groups or ("arms",) for arm in arms_of(profile, group)]
-    files = {arm: records_file(profile, arm) for arm in names}
+    files = {arm: records_file(profile, arm) for group in groups or ("arms",) for arm in arms_of(profile, group)}
     if missing := [arm for arm, file in files.items() if not file.exists()]:
         command = "rerun" if profile == "paper" else "figures"  # which draws the paper's records, and measures none
         raise UserError(
             f"No records of {', '.join(missing)} in {files[missing[0]].parent}: expected one Parquet file per arm. "
             f"Run `make {command} PROFILE={profile}`."
         )
-    tables = [pd.read_parquet(file).assign(arm=arm) for arm, file in files.items()]
-    records = pd.concat(tables, ignore_index=True)
+    records = pd.concat([pd.read_parquet(file).assign(arm=arm) for arm, file in files.items()], ignore_index=True)
     for seed in records["seed"].unique():
         records["arm"] = records["arm"].str.removesuffix(replicate("", seed))
     return described(records)
@@ -55,10 +53,8 @@ def described(records: pd.DataFrame) -> pd.DataFrame:
     if records.empty:
         raise UserError("There are no records: expected at least one row. Run an arm first.")
     if (unknown := records["error_test"].isna()).any():
-        raise UserError(
-            f"error_test is no number in {unknown.sum()} records, of "
-            f"{', '.join(records.loc[unknown, 'task'].unique())}: expected 0 to 1. Run them again."
-        )
+        tasks = ", ".join(records.loc[unknown, "task"].unique())
+        raise UserError(f"error_test is no number in {unknown.sum()} records, of {tasks}: expected 0 to 1. Rerun them.")
     network = records["backbone"] + "@" + records["image_size"].astype(str)
     unit = records["reference"].fillna(network)
     records = records.assign(unit=unit, own=network == unit)
@@ -95,11 +91,11 @@ def learner_names(records: pd.DataFrame) -> pd.Series:
     return records["learner"].where(records["trials"] == 1, records["learner"] + ", searched")
 
 
-def stacked(tables: Iterable[pd.DataFrame], expected: str) -> pd.DataFrame:
-    """Tables, one below the other. Raises MissingArms where they have no rows, with what was expected."""
-    if not (tables := [table for table in tables if len(table)]):
+def some(table: pd.DataFrame, expected: str) -> pd.DataFrame:
+    """The table. Raises MissingArms where it has no rows, with what was expected."""
+    if table.empty:
         raise MissingArms(f"The records have no arms to compare: expected {expected}.")
-    return pd.concat(tables, ignore_index=True)
+    return table
 
 
 def per(*columns: str) -> Callable[[Callable[..., pd.DataFrame]], Callable[..., pd.DataFrame]]:
@@ -111,9 +107,9 @@ def per(*columns: str) -> Callable[[Callable[..., pd.DataFrame]], Callable[..., 
     def decorate(table_of: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
         @wraps(table_of)
         def of_all(records: pd.DataFrame, *arguments: object) -> pd.DataFrame:
-            groups = records.groupby(list(columns), sort=False)
-            tables = pd.concat({key: table_of(part, *arguments) for key, part in groups}, names=columns)
-            return tables.reset_index(list(columns)).reset_index(drop=True)
+            parts = some(records, "records at budgets in common").groupby(list(columns), sort=False)
+            tables = {key: table_of(part, *arguments) for key, part in parts}
+            return pd.concat(tables, names=columns).infer_objects().reset_index(columns).reset_index(drop=True)
 
         return of_all
 
@@ -138,4 +134,4 @@ def learners_grid(records: pd.DataFrame) -> pd.DataFrame:
     networks = own[own.index.isin(probed.index) | dense].reset_index(drop=True)
     number = networks.groupby("unit")["arm"].transform("nunique")
     every = networks.groupby(["unit", "seed"])["arm"].transform("nunique") == number
-    return stacked([at_shared_budgets(networks[every])], "a probe of a pruned network, and other learners on it")
+    return some(at_shared_budgets(networks[every]), "a probe of a pruned network, and other learners on it")

@@ -10,13 +10,13 @@ import pandas as pd
 from scipy.optimize import least_squares
 
 from lib.evidence.analysis import dense_arm, draws, errors_by_seed, interval, mean_errors, seeds_in_common
-from lib.evidence.records import arms, at_shared_budgets, per, stacked
+from lib.evidence.records import arms, at_shared_budgets, per, some
 
 REFITS = 200  # of a curve, on draws of tasks and seeds
 FITTED_FROM = 1.0  # dense epochs: below, errors fall slowly at first and are no power law
 NEEDED = 4  # budgets, for three parameters
 IDENTIFIED = 0.1  # a floor whose 95 % interval is wider than this is not known
-EXPONENTS = 0.05, 3.0  # between which a power law is looked for
+RANGES = (0, 0, 0.05), (1, 1, 3.0)  # between which floor, scale and exponent are looked for
 
 
 def main_grid(records: pd.DataFrame, granularity: str = "filter") -> pd.DataFrame:
@@ -33,9 +33,10 @@ def main_grid(records: pd.DataFrame, granularity: str = "filter") -> pd.DataFram
 
 def by_granularity(records: pd.DataFrame, table_of: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
     """`table_of` the main grid of every granularity that was run, one below the other."""
-    grids = {name: main_grid(records, name) for name in records["granularity"].unique()}
-    tables = [table_of(grid).assign(granularity=name) for name, grid in grids.items() if len(grid)]
-    return stacked(tables, "ratios of one network that differ in nothing else")
+    grids = [main_grid(records, name).assign(granularity=name) for name in records["granularity"].unique()]
+    grid = some(pd.concat(grids), "ratios of one network that differ in nothing else")
+    tables = [table_of(part).assign(granularity=name) for name, part in grid.groupby("granularity", sort=False)]
+    return pd.concat(tables, ignore_index=True)
 
 
 def front(records: pd.DataFrame) -> pd.DataFrame:
@@ -52,8 +53,7 @@ def _means_and_ratios(records: pd.DataFrame) -> pd.DataFrame:
 @per("unit")
 def error_by_ratio(of_unit: pd.DataFrame) -> pd.DataFrame:
     """Mean error of each ratio at each budget that all ratios of a unit were run with, with its interval."""
-    means = _means_and_ratios(at_shared_budgets(of_unit))
-    return means.drop(columns="unit").sort_values(["budget", "ratio"])
+    return _means_and_ratios(at_shared_budgets(of_unit)).drop(columns="unit").sort_values(["budget", "ratio"])
 
 
 @per("unit")
@@ -82,8 +82,7 @@ def power_law(budget: np.ndarray, floor: float, scale: float, exponent: float) -
 def fitted(budgets: np.ndarray, errors: np.ndarray) -> np.ndarray:
     """Floor, scale and exponent of least squared error, in their ranges; NaN where no fit is found."""
     start = np.clip([errors.min() - 0.05, errors.max() - errors.min(), 0.5], 0.01, 0.99)
-    bounds = [0, 0, EXPONENTS[0]], [1, 1, EXPONENTS[1]]
-    found = least_squares(lambda parameters: power_law(budgets, *parameters) - errors, start, bounds=bounds)
+    found = least_squares(lambda parameters: power_law(budgets, *parameters) - errors, start, bounds=RANGES)
     return found.x if found.success else np.full(3, np.nan)
 
 
@@ -97,19 +96,17 @@ def asymptotes(of_unit: pd.DataFrame) -> pd.DataFrame:
     limit of what is looked for; cost: by how much the floor is above dense's, paired, with cost_low and
     cost_high, which say how sure that is.
     """
-    table, ratios = errors_by_seed(of_unit), arms(of_unit)["ratio"]
+    table, ratios, rows = errors_by_seed(of_unit), arms(of_unit)["ratio"], []
     fits = {arm: _fits(table.loc[[arm]]) for arm in of_unit["arm"].unique()}
-    dense, rows = fits[dense_arm(of_unit)], []
+    costs = {arm: fit[:, 0] - fits[dense_arm(of_unit)][:, 0] for arm, fit in fits.items()}
     for arm, fit in fits.items():
-        floor, scale, exponent, last = fit[0]
-        # The floor's interval, if the last error is what it is.
-        low, high = last - np.flip(interval(fit[1:, 3] - fit[1:, 0]))
-        within = EXPONENTS[0] < exponent < 0.99 * EXPONENTS[1] and interval(fit[1:, 0])[0] > 1e-6
+        curve, floors, drops = fit[0, :3], fit[1:, 0], fit[1:, 3] - fit[1:, 0]
+        low, high = fit[0, 3] - np.flip(interval(drops))  # the floor's interval, if the last error is what it is
+        within = RANGES[0][2] < curve[2] < 0.99 * RANGES[1][2] and interval(floors)[0] > 1e-6
         identified = bool(high - low < IDENTIFIED and within)
-        cost = floor - dense[0, 0], *interval(fit[1:, 0] - dense[1:, 0])
-        rows.append((arm, ratios[arm], floor, scale, exponent, low, high, identified, *cost))
-    names = "arm ratio floor scale exponent low high identified cost cost_low cost_high"
-    return pd.DataFrame(rows, columns=names.split())
+        rows.append((arm, ratios[arm], *curve, low, high, identified, costs[arm][0], *interval(costs[arm][1:])))
+    columns = "arm ratio floor scale exponent low high identified cost cost_low cost_high"
+    return pd.DataFrame(rows, columns=columns.split())
 
 
 def _fits(table: pd.DataFrame) -> np.ndarray:

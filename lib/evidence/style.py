@@ -1,23 +1,22 @@
 """One style for all figures, panels of curves in it, and how a figure is shown and saved."""
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable
 from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 import seaborn as sns
 import seaborn.objects as so
 from IPython.display import Image
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.common.files import atomic_path, write_json
 from lib.common.paths import FIGURES
 from lib.common.provenance import provenance
-from lib.evidence.records import arms, stacked
+from lib.evidence.records import arms, some
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.9  # inches, of a two-column page
 _STYLE = {
@@ -86,54 +85,43 @@ class Look(NamedTuple):
     label: str | None = None
 
 
-class Curve(NamedTuple):
-    """Rows of a table, and how they are drawn."""
-
-    rows: pd.DataFrame
-    look: Look
-
-
 BUDGET = Axis("budget", "budget (dense epochs)")
 
 
-def curves_by(table: pd.DataFrame, column: str, looks: Mapping[Any, Look]) -> list[Curve]:
-    """A curve for every value of a column that has rows, one behind the other as `looks` names them."""
-    return [Curve(table[table[column] == value], look) for value, look in looks.items() if value in set(table[column])]
-
-
 def panels(
-    curves: Iterable[Curve], x: Axis, y: Axis, height: float, width: float = PAGE_WIDTH, columns: int = 3, **facets: Any
+    table: pd.DataFrame, by: Any, looks: dict, x: Axis, y: Axis, height: float, columns: int = 3, **facets: Any
 ) -> Figure:
-    """Curves in panels: a column of the rows for `col` and `row`, or `col` and `wrap`.
+    """Curves in panels: one for each value of the column, or columns, `by`, the first of `looks` behind the others.
 
-    Intervals are drawn for rows that have columns low and high. The legend below has `columns`.
+    Panels are told apart by the columns `col` and `row`, or `col` and `wrap`, in the table's order. Intervals are
+    drawn for rows that have columns low and high. The legend below has `columns`. The figure is as wide as a page,
+    or `width`. Raises MissingArms where there is nothing to draw.
     """
-    curves = list(curves)
-    table = stacked((curve.rows.assign(curve=place) for place, curve in enumerate(curves)), "some to draw")
-    figure = Figure(figsize=(width, height), layout="constrained")
+    table = some(table, "some to draw").reset_index(drop=True)
+    curves = dict(list(table.groupby(by)))
+    figure = Figure(figsize=(facets.pop("width", PAGE_WIDTH), height), layout="constrained")
     plot = so.Plot(table, x=x.column, y=y.column).facet(**facets).share(x=x.shared, y=y.shared).theme(_STYLE)
-    for place, (_, (line, label)) in enumerate(curves):
-        rows = table[table["curve"] == place]
+    drawn = {value: look for value, look in looks.items() if value in curves}
+    for value, (line, label) in drawn.items():
+        rows = curves[value]
         plot = plot.add(so.Line(**({"marker": "o", "pointsize": 4} | line)), data=rows, label=label)
         if "low" in rows and rows["low"].notna().any():
-            bars = so.Range(color=line["color"], linewidth=0.6, alpha=0.5)
-            plot = plot.add(bars, data=rows, ymin="low", ymax="high")
+            plot = plot.add(so.Range(color=line["color"], linewidth=0.6, alpha=0.5), data=rows, ymin="low", ymax="high")
     plot.label(x=x.label, y=y.label).on(figure).plot()
     for axes in figure.axes:
         axes.set_visible(len(axes.lines) > 0)
-        axes.set_title(axes.get_title().replace(" | ", "\n"))
+        axes.set_title(re.sub(r"@(\d+)", r" at \1 px", axes.get_title()).replace(" | ", "\n"))
         if y.zero:
             axes.axhline(0, color="black", linewidth=0.8, zorder=0)
-        if x == BUDGET:
-            budget_axis(axes, pd.concat([curve.rows["budget"] for curve in curves if curve.look.label]))
-    legend = figure.legends.pop()
-    names = [text.get_text() for text in legend.get_texts()]
-    entries = {name: handle for name, handle in zip(names, legend.legend_handles, strict=True) if handle}
+        if x.column == BUDGET.column:
+            budget_axis(axes, pd.concat([curves[value]["budget"] for value, look in drawn.items() if look.label]))
+    old = figure.legends.pop()
+    entries = {text.get_text(): key for text, key in zip(old.get_texts(), old.legend_handles, strict=True) if key}
     figure.legend([*entries.values()], [*entries], loc="outside lower center", ncols=columns, columnspacing=1)
     return figure
 
 
-def budget_axis(axes: Axes, budgets: Iterable[float]) -> None:
+def budget_axis(axes: mpl.axes.Axes, budgets: Iterable[float]) -> None:
     """A tick per budget in doublings; where there are many, every other has a number."""
     ticks = sorted(set(budgets))
     every = 1 if len(ticks) <= 5 else 2
@@ -142,25 +130,14 @@ def budget_axis(axes: Axes, budgets: Iterable[float]) -> None:
     axes.tick_params(axis="x", which="minor", labelbottom=False)
 
 
-def in_order(names: pd.Series) -> pd.Series:
-    """Names of panels that keep their order."""
-    return names.astype(pd.CategoricalDtype(names.unique()))
-
-
-def unit_names(units: pd.Series) -> pd.Series:
-    """What units are called on a figure."""
-    return units.str.replace("@", " at ") + " px"
-
-
 # --- looks --------------------------------------------------------------------------------------------
 
-_CRITERIA = "activation l1 l2 random activation_images bn_scale fpgm lamp"
-_MARKERS = dict(zip(_CRITERIA.split(), "osDX*phd", strict=True))
+_MARKERS = dict(activation="o", l1="s", l2="D", random="X", activation_images="*", bn_scale="p", fpgm="h", lamp="d")
 
 
-def palette(values: pd.Series, name: str, label: str = "{}", **line: Any) -> dict[Any, Look]:
+def palette(values: Iterable, name: str, label: str = "{}", **line: Any) -> dict[Any, Look]:
     """Looks in the colours of a palette for the values there are, as they come; `label` formats a value."""
-    found = values.unique()
+    found = list(dict.fromkeys(values))
     colours = zip(found, sns.color_palette(name, len(found)), strict=True)
     return {value: Look({"color": colour} | line, label.format(value)) for value, colour in colours}
 
@@ -169,11 +146,6 @@ def share_look(ratio: float) -> Look:
     """How a share of filters removed is drawn: light to dark, without the yellow that is the front's."""
     colour = mpl.colormaps["plasma_r"](0.15 + 0.8 * ratio) if ratio else "black"
     return Look({"color": colour}, f"{ratio:.0%} removed" if ratio else "dense")
-
-
-def share_looks(ratios: pd.Series) -> dict[float, Look]:
-    """`share_look` of every ratio there is, the least first."""
-    return {ratio: share_look(ratio) for ratio in np.sort(ratios.unique())}
 
 
 def arm_looks(records: pd.DataFrame, label: str = "{}") -> dict[str, Look]:
