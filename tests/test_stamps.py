@@ -114,26 +114,34 @@ def test_code_that_all_figures_share_changes_every_drawing_and_no_arm(copy):
     assert all(name.startswith("drawing/") for name in found)
 
 
-def test_code_that_trains_changes_the_arms_that_train_and_the_figures_that_are_measured_with_it(copy):
-    """How far a crop is shifted: to a probe it is the same."""
+def test_code_that_trains_changes_every_arm_and_the_figures_that_are_measured_with_it(copy):
+    """Not those that are drawn from records."""
     found = changed(copy, "lib/learning/training.py", change_a_number)
-    trained = {f"arms/{arm}.training" for arm, spec in arms_of(PROFILE).items() if spec.get("learner") != "probe"}
-    assert trained == found & training_stamps()
+    assert training_stamps() <= found
     assert drawings("06_macs_and_measured_time", "experiment") <= found
     assert not drawings("02_error_against_compute", "08_learners") & found
 
 
 def test_a_module_beside_the_notebooks_changes_the_figures_of_those_that_import_it(copy):
     found = changed(copy, "notebooks/measured.py", lambda code: code.replace("rounds=3", "rounds=4"))
-    assert found == drawings("06_macs_and_measured_time")
+    texts = {file.stem: file.read_text() for file in (copy / "notebooks").glob("*.ipynb")}
+    importing = {name for name, text in texts.items() if re.search("from (measured|explorer) import", text)}
+    assert "06_macs_and_measured_time" in importing and found == drawings(*importing)
 
 
-@pytest.mark.parametrize("file", ["lib/runs/run.py", "lib/learning/learners.py", "lib/networks/macs.py"])
-def test_what_happens_when_code_that_trains_is_imported_counts_for_every_arm(copy, file):
-    """And what nothing calls does not."""
-    assert changed(copy, file, lambda code: code + "\nEXTRA = 1\n\n\ndef extra():\n    return 2\n") == set()
-    assert training_stamps() <= changed(copy, file, lambda code: code + "\nprint(EXTRA)\n")
-    assert training_stamps() <= changed(copy, file, lambda code: code.replace("EXTRA = 1", "EXTRA = 3"))
+@pytest.mark.parametrize("file", ["lib/runs/run.py", "lib/learning/learners.py", "lib/networks/__init__.py"])
+@pytest.mark.parametrize("code", ["print(1)", "EXTRA = 1", "def extra():\n    return 2"])
+def test_a_module_that_trains_counts_whole_for_every_arm(copy, file, code):
+    assert training_stamps() <= changed(copy, file, lambda before: f"{before}\n\n{code}\n")
+
+
+def test_a_package_on_the_way_to_a_module_counts_by_what_runs_when_it_is_imported(copy):
+    """What lib.runs imports when it is asked for a run does not make the figures old that look at records."""
+    edit(copy / "lib" / "runs" / "__init__.py", lambda code: code + "\n\ndef extra():\n    import lib.pruning.plan\n")
+    drawn = "02_error_against_compute"
+    assert not drawings(drawn) & changed(copy, "lib/pruning/plan.py", lambda code: code + "\nprint(1)\n")
+    edit(copy / "lib" / "runs" / "__init__.py", lambda code: code + "\nimport lib.pruning.plan\n")
+    assert drawings(drawn) <= changed(copy, "lib/pruning/plan.py", lambda code: code + "\nprint(2)\n")
 
 
 @pytest.mark.parametrize("file", ["load.py", "folder.py", "shipped.py"])
@@ -150,16 +158,9 @@ def test_other_code_changes_nothing(copy, file):
 
 ADDED = {
     "lib/pruning/criteria.py": """
-from math import tau
-
-
-def _made_up(weight: float) -> float:
-    return weight * tau
-
-
 @criterion("mine")
 def mine(evidence):
-    return _made_up(evidence)
+    return evidence
 """,
     "lib/pruning/repairs.py": """
 @repair("mine")
@@ -188,6 +189,14 @@ def test_what_is_registered_beside_the_others_makes_no_arm_old(copy, file):
     edit(copy / file, lambda code: code.replace("mine(", "mine(_, "))
     if file != "lib/networks/catalogue.py":
         assert training_hash(arm) != named
+
+
+def test_what_a_registered_function_calls_counts_though_it_is_registered_under_another_name(copy):
+    edit(copy / "lib" / "learning" / "learners.py", lambda code: code + ADDED["lib/learning/learners.py"])
+    arms = [{"ratio": 0.5, "backbone": "resnet26_64", "learner": name} for name in ("mine", "probe")]
+    before = [training_hash(arm) for arm in arms]
+    edit(copy / "lib" / "learning" / "learners.py", lambda code: code.replace('r("independent"', 'r("independent", 3'))
+    assert [training_hash(arm) == hash for arm, hash in zip(arms, before, strict=True)] == [False, True]
 
 
 def test_a_row_of_a_table_of_networks_counts_for_its_own_network(copy):

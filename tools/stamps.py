@@ -13,7 +13,7 @@ from lib.common.errors import UserError, exit_with_one_sentence
 from lib.common.files import renew
 from lib.common.paths import BUILD, ROOT
 from lib.runs.profiles import arms_of, records_file
-from lib.runs.stamps import code_of, drawing_hash, hash_of, read_sources, training_hash
+from lib.runs.stamps import code_of, drawing_hash, hash_of, training_hash
 
 
 def is_done(profile: str, arm: str) -> bool:
@@ -31,17 +31,17 @@ def write_stamps(profile: str) -> None:
     `drawing/<notebook>` hold hashes of the code, `records` one of the records there are.
     """
     folder = BUILD / profile
-    texts, sources = {}, read_sources()
+    texts: dict[str, str] = {}
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         texts[f"notebooks/{notebook.stem}"] = code_of(notebook)
-        texts[f"drawing/{notebook.stem}"] = drawing_hash(notebook, sources)
+        texts[f"drawing/{notebook.stem}"] = drawing_hash(notebook)
     for arm, fields in arms_of(profile).items():
         texts[f"arms/{arm}.json"] = json.dumps(
             {**fields, "records_file": str(records_file(profile, arm).relative_to(ROOT))}, indent=1
         )
         own = (Path(str(fields.get(name))) for name in ("stream", "weights"))
         data = hash_of(file for file in own if file.is_file())
-        texts[f"arms/{arm}.training"] = f"{training_hash(fields, sources)}\n{data}"
+        texts[f"arms/{arm}.training"] = f"{training_hash(fields)}\n{data}"
     records = [records_file(profile, arm) for arm in arms_of(profile)]
     texts["records"] = hash_of(file for file in records if file.exists())
     texts["draw.json"] = json.dumps({"profile": profile, "save_figures_to": profile})
@@ -51,12 +51,11 @@ def write_stamps(profile: str) -> None:
 
 def newer_code(profile: str) -> list[str]:
     """Arms whose committed records were measured by other training code than today's."""
-    sources = read_sources()
     return [
         arm
         for arm, fields in arms_of(profile).items()
         if (file := records_file(profile, arm).with_suffix(".json")).exists()
-        and json.loads(file.read_bytes())["training_hash"] != training_hash(fields, sources)
+        and json.loads(file.read_bytes())["training_hash"] != training_hash(fields)
     ]
 
 
