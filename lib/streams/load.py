@@ -77,12 +77,9 @@ def _rows(name: str | Path) -> tuple[str, list[Listed]]:
     """A stream's name, for a file the one that it gives itself, and its tasks."""
     if isinstance(name, Path) or name.lower().endswith((".yaml", ".yml")):
         return _read(Path(os.path.expanduser(name)))
-    known = [stream for stream in STREAMS if f"{name}/".startswith(f"{stream}/")]
-    if not known:
-        raise UserError(
-            f"Unknown stream {name!r}: expected one of {', '.join(STREAMS)}, or the path of a stream file (.yaml)."
-        )
-    return name, STREAMS[known[0]](*name.removeprefix(known[0]).split("/")[1:])
+    known = next((stream for stream in STREAMS if f"{name}/".startswith(f"{stream}/")), name)
+    choose("stream", known, [*STREAMS, "the path of a stream file (.yaml)"])
+    return name, STREAMS[known](*name.removeprefix(known).split("/")[1:])
 
 
 class _Task(BaseModel, extra="forbid", strict=True, str_strip_whitespace=True):
