@@ -216,6 +216,6 @@ def _curve(errors: dict[float, float], front: pd.DataFrame) -> Figure:
             axes.annotate(row["arm"], (budget, row["error"]), fontsize=5, rotation=20, color="0.4")
     axes.plot(list(errors), list(errors.values()), color="tab:red", marker="o", label="this network")
     budget_axis(axes, BUDGETS)
-    axes.set(xlabel=BUDGET, ylabel="test error")
+    axes.set(xlabel=BUDGET.label, ylabel="test error")
     axes.legend()
     return figure

@@ -1,6 +1,7 @@
 """The explorer without a browser: what its controls do."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -41,6 +42,8 @@ def test_fine_tuning_on_own_images_draws_a_curve(explorer, tmp_path, monkeypatch
     assert explorer.message.value.startswith("0.25: error ") and ", 0.5: error " in explorer.message.value
     assert explorer.curve_picture.layout.display == "" and not explorer.start.disabled
     assert bytes(explorer.curve_picture.value).startswith(b"\x89PNG")
+    (axes,) = explore._curve({0.25: 0.5}, pd.DataFrame()).axes
+    assert axes.get_xlabel() == "budget (dense epochs)"
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(explorer):
