@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -32,8 +33,8 @@ from lib.common.files import atomic_path, save_tensors, write_json
 from lib.common.provenance import provenance
 from lib.common.vision import timm
 from lib.learning.engine import set_up_cpu
-from lib.networks.backbone import Backbone, load_backbone, normalised
-from lib.networks.catalogue import RESNETS_64, build_resnet_64, load_halves
+from lib.networks.backbone import Backbone, load_backbone, load_checkpoint, normalised
+from lib.networks.catalogue import RESNETS_64, build_resnet_64
 
 
 class PretrainSpec(BaseModel):
@@ -296,6 +297,13 @@ class Block:
             self.done, self.curve, self.recent_loss = state["done"], state["curve"], state["recent_loss"]
 
 
+def _load_halves(network: Backbone, file: Path) -> dict[str, str]:
+    """Load fp16 weights of a backbone and its classifier into float32; returns the file's metadata."""
+    load_checkpoint(network, file)
+    with safe_open(file, "pt") as opened:
+        return opened.metadata()
+
+
 def _check_spec(written: str, spec: PretrainSpec, file: Path) -> None:
     """More blocks may be asked for later; nothing else may change."""
     if written != spec.model_dump_json(exclude={"blocks"}):
@@ -343,7 +351,7 @@ def pretrain(
         torch.manual_seed(spec.seed)
         network = build_resnet_64(spec.network, num_classes=len(classes))
         if weights.exists():
-            about = load_halves(network, weights)
+            about = _load_halves(network, weights)
             _check_spec(about["spec"], spec, weights)
             done, curve = int(about["blocks_done"]), json.loads(about["curve"])
         if done >= until:
@@ -451,7 +459,7 @@ def write_card(
     set_up_cpu(spec.threads)
     training, validation, classes = read_tiny_imagenet(archive, per_class)
     halved = build_resnet_64(spec.network, len(classes))
-    about = load_halves(halved, out / f"{spec.network}.safetensors")
+    about = _load_halves(halved, out / f"{spec.network}.safetensors")
     exact = Block(spec, int(about["blocks_done"]) - 1, build_resnet_64(spec.network, len(classes)))
     exact.load(out / f"{spec.network}.checkpoint", spec)
     right, right_halved = (

@@ -49,11 +49,9 @@ class Backbone(nn.Module):
         self.pruned = False
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.fixed_size and images.shape[-1] != self.image_size:
-            raise UserError(
-                f"{self.name} takes images of {self.image_size} px only and got {images.shape[-1]} px: set "
-                f"image_size={self.image_size}."
-            )
+        side, own = images.shape[-1], self.image_size
+        if self.fixed_size and side != own:
+            raise UserError(f"{self.name} takes images of {own} px only and got {side} px: set image_size={own}.")
         return self.body(images)
 
 
@@ -68,13 +66,17 @@ def normalised(images: Tensor, network: Backbone) -> Tensor:
 # --- names --------------------------------------------------------------------------------------------
 
 
+Build = Callable[[], Backbone]
+Load = Callable[[Backbone], None]
+
+
 @dataclass(frozen=True)
 class Entry:
     """How a backbone is built with random weights, how it gets the pretrained ones, and whether it can
     without a network."""
 
-    build: Callable[[], Backbone]
-    load_weights: Callable[[Backbone], None]
+    build: Build
+    load_weights: Load
     offline: bool
 
 
@@ -88,16 +90,14 @@ def register(name: str, entry: Entry) -> None:
     _BACKBONES[name] = entry
 
 
-def backbone(
-    name: str, load_weights: Callable[[Backbone], None], offline: bool
-) -> Callable[[Callable[[], Backbone]], Callable[[], Backbone]]:
+def backbone(name: str, load_weights: Load, offline: bool) -> Callable[[Build], Build]:
     """Register the decorated function, which builds `name` with random weights.
 
     `load_weights` puts the pretrained weights into what was built; `offline` says whether it can
     without a network.
     """
 
-    def decorate(build: Callable[[], Backbone]) -> Callable[[], Backbone]:
+    def decorate(build: Build) -> Build:
         register(name, Entry(build, load_weights, offline))
         return build
 
@@ -115,9 +115,9 @@ def find_backbone(name: str) -> Entry:
     if model and library in LIBRARIES:
         return LIBRARIES[library](name)
     if name not in _BACKBONES:
+        others = " or ".join(f"{library}:NAME" for library in LIBRARIES)
         raise UserError(
-            f"Unknown backbone {name!r}: expected one of {', '.join(_BACKBONES)}, or a network of "
-            f"{' or '.join(f'{library}:NAME' for library in LIBRARIES)}. "
+            f"Unknown backbone {name!r}: expected one of {', '.join(_BACKBONES)}, or a network of {others}. "
             "docs/extending.md tells how to add one."
         )
     return _BACKBONES[name]
@@ -173,17 +173,19 @@ def load_named(network: Backbone, tensors: dict[str, Tensor], source: str) -> No
     tensors = _as_backbone(network, tensors)
     fit_classifier(network, tensors)
     own = network.state_dict()
-    counters = {name: own[name] for name in own.keys() - tensors.keys() if name.endswith("batches_tracked")}
-    tensors = {**counters, **tensors}
-    reshaped = sorted(name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape)
-    wrong = [
-        _listed("without", sorted(own.keys() - tensors.keys())),
-        _listed("with an unexpected", sorted(tensors.keys() - own.keys())),
-        _listed("with another shape of", reshaped),
+    tensors = {name: own[name] for name in own if name.endswith("batches_tracked")} | tensors
+    shared = own.keys() & tensors.keys()
+    misfits = {
+        "without": own.keys() - shared,
+        "with an unexpected": tensors.keys() - shared,
+        "with another shape of": {name for name in shared if own[name].shape != tensors[name].shape},
+    }
+    listed = [
+        f"{what} {', '.join(sorted(names)[:3])}{', ...' * (len(names) > 3)}" for what, names in misfits.items() if names
     ]
-    if any(wrong):
+    if listed:
         raise UserError(
-            f"{source} does not fit {network.name}: it is {' and '.join(filter(None, wrong))}. Expected a "
+            f"{source} does not fit {network.name}: it is {' and '.join(listed)}. Expected a "
             "state dict of that network, with or without its classifier."
         )
     network.load_state_dict(tensors)
@@ -205,24 +207,19 @@ def fit_classifier(network: Backbone, tensors: dict[str, Tensor]) -> None:
 
 
 def _read_checkpoint(file: Path) -> dict[str, Tensor]:
+    wanted = "names and tensors and nothing else, written by torch.save(network.state_dict(), file) or as safetensors"
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's unpickler raises whatever a foreign file leads it to
-        reason = (str(error).splitlines() or ["it is empty"])[0]
-        raise UserError(
-            f"{file} cannot be read as a checkpoint ({reason}): expected tensors and "
-            "nothing else, written by torch.save(network.state_dict(), file) or as safetensors."
-        ) from error
+        reason = str(error).partition("\n")[0] or "it is empty"
+        raise UserError(f"{file} cannot be read as a checkpoint ({reason}): expected {wanted}.") from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(
-            f"{file} holds no state dict: expected names and tensors, as written by "
-            "torch.save(network.state_dict(), file), or those under 'state_dict' or 'model'."
-        )
+        raise UserError(f"{file} holds no state dict: expected {wanted}; they may be under 'state_dict' or 'model'.")
     return content
 
 
@@ -236,14 +233,9 @@ def _as_backbone(network: Backbone, tensors: dict[str, Tensor]) -> dict[str, Ten
     heads = (network.head,) if isinstance(network.head, str) else network.head
     named = {}
     for name, value in tensors.items():
-        head = next((f"{head}." for head in heads if name.startswith(f"{head}.")), None)
+        head = next((head for head in heads if name.startswith(f"{head}.")), None)
         if head is None:
             named[f"body.{name}"] = value
         elif network.classifier is not None:
-            named[f"classifier.{name.removeprefix(head)}"] = value
+            named[name.replace(head, "classifier", 1)] = value
     return named
-
-
-def _listed(what: str, names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{what} {', '.join(names[:3])}{more}" if names else ""

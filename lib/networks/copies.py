@@ -1,10 +1,7 @@
 """Copies of a network in whatever state it comes: wrapped, hooked, masked, parametrised, in training."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -52,20 +49,6 @@ def without_hooks(network: nn.Module) -> nn.Module:
         for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
             getattr(module, hooks).clear()
     return network
-
-
-@contextmanager
-def evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Networks in eval mode and without gradients; each module is given its own mode back."""
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    try:
-        for network in networks:
-            network.eval()
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _without_parametrizations(module: nn.Module) -> None:

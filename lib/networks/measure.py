@@ -1,14 +1,16 @@
 """How near a pruned network stays to the dense one, before any training."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.benchmark import Timer
 
-from lib.common.errors import UserError
+from lib.common.errors import UserError, choose
 from lib.networks.backbone import Backbone, normalised
-from lib.networks.copies import evaluating, plain_copy
+from lib.networks.copies import plain_copy
 
 
 def fidelity(dense: nn.Module, pruned: nn.Module, images: Tensor) -> float:
@@ -16,7 +18,8 @@ def fidelity(dense: nn.Module, pruned: nn.Module, images: Tensor) -> float:
 
     1 is untouched, 0 is unrelated. Raises UserError for images that the dense network does not tell apart.
     """
-    with evaluating(dense, pruned):
+    dense, pruned = (plain_copy(network).eval() for network in (dense, pruned))
+    with torch.inference_mode():
         expected, found = dense(images), pruned(images)
     directions = expected - expected.mean(0)
     if not directions.norm() > 1e-5 * expected.norm():  # also where either is NaN
@@ -34,7 +37,8 @@ def distance_to_pretraining(network: Backbone, images: Tensor) -> float:
     two normal distributions a channel, averaged over channels and then over layers. No pretraining image is
     needed. Only networks with batch norms have it; raises UserError for another.
     """
-    norms = [module for module in network.body.modules() if isinstance(module, _BatchNorm)]
+    looked_at: Any = plain_copy(network).eval()
+    norms = [module for module in looked_at.body.modules() if isinstance(module, _BatchNorm)]
     if not norms or any(norm.running_var is None for norm in norms):
         raise UserError(
             f"{network.name} has no batch norms with running statistics: expected a network that has, such as a ResNet."
@@ -46,14 +50,11 @@ def distance_to_pretraining(network: Backbone, images: Tensor) -> float:
         counts = torch.full((len(values),), values.shape[1], dtype=torch.float64)
         sums[norm] += torch.stack([counts, values.sum(1), values.square().sum(1)])
 
-    handles = [norm.register_forward_pre_hook(add) for norm in norms]
-    try:
-        with evaluating(network):
-            for batch in images.split(50):
-                network(normalised(batch.permute(0, 3, 1, 2), network))
-    finally:
-        for handle in handles:
-            handle.remove()
+    for norm in norms:
+        norm.register_forward_pre_hook(add)
+    with torch.inference_mode():
+        for batch in images.split(50):
+            looked_at(normalised(batch.permute(0, 3, 1, 2), looked_at))
     return sum(_divergence(norm, *sums[norm]).mean().item() for norm in norms) / len(norms)
 
 
@@ -74,8 +75,7 @@ def measure_latency(
     Runs on as many threads as torch has; `precision` is "fp32" or "bf16" (autocast). Leaves `network`
     where it was.
     """
-    if precision not in ("fp32", "bf16"):
-        raise UserError(f"precision={precision!r} is unknown: expected fp32 or bf16.")
+    choose("precision", precision, ("fp32", "bf16"))
     kind = torch.device(device).type
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={device} is not here: this torch sees no GPU. Use device='cpu'.")

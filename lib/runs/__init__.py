@@ -8,12 +8,8 @@ __all__ = ["RunSpec", "run_stream"]
 
 
 def __getattr__(name: str) -> object:
-    if name == "RunSpec":
-        from lib.runs.spec import RunSpec
+    if name in __all__:
+        from lib.runs import run
 
-        return RunSpec
-    if name == "run_stream":
-        from lib.runs.run import run_stream
-
-        return run_stream
+        return getattr(run, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ from lib.common.paths import BUILD, PAPER_RECORDS, ROOT
 from lib.runs.stamps import spec_defaults
 
 PROFILES = ROOT / "notebooks" / "profiles.toml"
-_SPECIAL = "common", "extends", "seeds", "long"  # of a profile's tables; the others are groups of arms
+_SPECIAL = "common", "seeds", "long"  # of a profile's tables; the others are groups of arms
 
 
 def arms_of(profile: str, group: str | None = None) -> dict[str, dict]:
@@ -18,54 +18,47 @@ def arms_of(profile: str, group: str | None = None) -> dict[str, dict]:
     `seeds` lists is run with more seeds, under the names that `replicate` gives; what `long` lists, at more
     budgets. Paths are relative to the file. Raises UserError for an unknown profile, arm or field.
     """
+    merged: dict[str, dict] = {special: {} for special in _SPECIAL}
     groups: dict[str, str] = {}
     arms: dict[str, dict] = {}
-    common: dict[str, object] = {}
-    seeds: dict[str, list] = {}
-    long: dict[str, list] = {}
-    for tables in _extended(profile):
-        common |= tables.get("common", {})
-        seeds |= tables.get("seeds", {})
-        long |= tables.get("long", {})
-        for name in (name for name in tables if name not in _SPECIAL):
-            arms |= tables[name]
-            groups |= dict.fromkeys(tables[name], name)
-    arms = {arm: _checked(arm, {**common, **fields}) for arm, fields in arms.items()}
-    for arm, numbers in seeds.items():
+    for name, rows in _tables(profile):
+        if name in _SPECIAL:
+            merged[name] |= rows
+        else:
+            arms |= rows
+            groups |= dict.fromkeys(rows, name)
+    arms = {arm: _checked(arm, {**merged["common"], **fields}) for arm, fields in arms.items()}
+    for arm, seeds in merged["seeds"].items():
         choose(f"arm in {profile}.seeds", arm, arms)
-        for seed in numbers:
-            arms[replicate(arm, seed)] = {**arms[arm], "seed": seed}
-            groups[replicate(arm, seed)] = groups[arm]
-    for arm, budgets in long.items():
+        arms |= {replicate(arm, seed): {**arms[arm], "seed": seed} for seed in seeds}
+        groups |= {replicate(arm, seed): groups[arm] for seed in seeds}
+    for arm, budgets in merged["long"].items():
         choose(f"arm in {profile}.long", arm, arms)
         arms[arm] = {**arms[arm], "budgets": sorted({*arms[arm].get("budgets", ()), *budgets})}
     return {arm: fields for arm, fields in arms.items() if group in (None, groups[arm])}
 
 
-def _extended(profile: str) -> list[dict]:
-    """The tables of a profile, those of the profiles that it extends before its own."""
+def _tables(profile: str) -> list[tuple[str, dict]]:
+    """The tables of a profile by name, those of the profiles that it extends before its own."""
     try:
         profiles = tomllib.loads(PROFILES.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"{PROFILES} cannot be read as TOML ({error}): mend it, or restore it.") from error
-    found: list[dict] = []
+    found: list[tuple[str, dict]] = []
+    seen: list[str] = []
     name: str | None = profile
     while name is not None:
-        if name not in profiles or profiles[name] in found:
+        if name not in list(profiles) or name in seen:
             raise UserError(f"Unknown PROFILE={name}: expected one of {', '.join(profiles)}, none through itself.")
+        seen.append(name)
+        base = profiles[name].pop("extends", None)
         for table, rows in profiles[name].items():
-            if not _is_well_formed(table, rows):
+            kind = {"common": object, "seeds": list, "long": list}.get(table, dict)
+            if not isinstance(rows, dict) or not all(isinstance(row, kind) for row in rows.values()):
                 raise UserError(f"{PROFILES.name}: {name}.{table}={rows!r} is not valid: see docs/extending.md.")
-        found.insert(0, profiles[name])
-        name = profiles[name].get("extends")
+        found = [*profiles[name].items(), *found]
+        name = base
     return found
-
-
-def _is_well_formed(table: str, rows: object) -> bool:
-    if table == "extends" or not isinstance(rows, dict):
-        return table == "extends" and isinstance(rows, str)
-    kind = list if table in ("seeds", "long") else object if table == "common" else dict
-    return all(isinstance(row, kind) for row in rows.values())
 
 
 def _checked(arm: str, fields: dict) -> dict:
