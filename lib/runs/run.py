@@ -58,8 +58,9 @@ def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
 def _run_jobs(spec: RunSpec, stream: Stream, dense: Backbone, store: Store) -> bool:
     """Learn what is not done yet; returns whether that was anything."""
     torch.manual_seed(spec.seed)
-    events = range(len(stream.tasks))
-    left = sum(budget for event in events for budget in spec.budgets if not store.has(event, budget))
+    left = sum(
+        budget for event, _ in enumerate(stream.tasks) for budget in spec.budgets if not store.has(event, budget)
+    )
     began, learnt = time.monotonic(), 0.0
     for job in _jobs(spec, stream, dense, store):
         row = _run_event(job, store)
@@ -140,6 +141,9 @@ def _run_event(job: Job, store: Store) -> dict:
     parts = {part: getattr(job.data, part) for part in MEASURED}
     logits = {part: predict(learnt.network, split, job.engine) for part, split in parts.items()}
     labels = {part: split.labels.numpy() for part, split in parts.items()}
+    predictions = {f"logits_{part}": logits[part] for part in parts} | {
+        f"labels_{part}": labels[part] for part in parts
+    }
     spent = job.ledger.spent
     row = {
         "event": job.event,
@@ -156,13 +160,11 @@ def _run_event(job: Job, store: Store) -> dict:
         # As Nevis'22 counts: 2 FLOPs per MAC, and no validation.
         "nevis_flops": 2 * (job.ledger.total - spent.get("validation", 0)),
         "forward_macs": forward_macs(job.start, job.image_size),
-        "params": sum(p.numel() for p in job.start.body.parameters()),
+        "params": sum(parameter.numel() for parameter in job.start.body.parameters()),
         **{f"error_{part}": error_of(logits[part], labels[part]) for part in MEASURED},
         "note": learnt.note,
         "seconds": round(time.monotonic() - began, 3),
     }
-    predictions = {f"logits_{part}": logits[part] for part in MEASURED}
-    predictions |= {f"labels_{part}": labels[part] for part in MEASURED}
     store.keep(job.event, job.budget, row, {**predictions, "classes": np.array(job.task.classes)})
     return row
 
