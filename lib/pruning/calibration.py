@@ -9,7 +9,7 @@ from lib.common.errors import UserError
 from lib.networks.macs import forward_macs
 from lib.pruning.allocation import Ranked
 from lib.pruning.criteria import CRITERIA, Evidence, elimination_macs, score_filters
-from lib.pruning.repairs import REPAIRS, Damage, Repair, solving_macs
+from lib.pruning.repairs import REPAIRS, Damage, Repair
 from lib.pruning.sites import Site
 from lib.pruning.statistics import Moments, reader_moments, reestimate_norms, synthetic_images
 from lib.pruning.surgery import cut, mask_channels
@@ -70,7 +70,7 @@ class Calibration:
         if name == "none":
             return {}
         try:
-            found = (self._of_cut if REPAIRS[name].cut else self._of_masked)(REPAIRS[name], kept)
+            found = self._corrections(REPAIRS[name], kept)
         except torch.linalg.LinAlgError as error:
             raise UserError(f"repair={name!r} cannot be solved ({error}): give other images.") from error
         for tensor, value in found.items():
@@ -81,41 +81,29 @@ class Calibration:
                 )
         return found
 
-    def _of_masked(self, repair: Repair, kept: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The same of a repair that works on a dense copy whose removed channels are masked."""
-        masked = copy.deepcopy(self.network)
-        damage = Damage(masked, self.sites, kept)
-        if repair.solves:
-            damage.dense = self._moments(repair.needs)
-            for site in self.sites:
-                for reader in site.readers:
-                    count = len(kept[site.name])
-                    self.macs += solving_macs(masked, reader, damage.dense[reader.name], count)
-        elif repair.needs == "images":
-            damage.images = self.images
-            self._pass(masked, self.images)
-        handles = [handle for site in self.sites for handle in mask_channels(masked, site, kept[site.name])]
-        repair.correct(damage)
-        for handle in handles:
-            handle.remove()
-        before = self.network.state_dict()
-        changed = [name for name, value in masked.state_dict().items() if not torch.equal(value, before[name])]
-        after = cut(masked, self.sites, kept).state_dict()
-        return {name: after[name] for name in changed}
-
-    def _of_cut(self, repair: Repair, kept: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The same of a repair that works on the pruned network itself."""
-        dense, images = self._looked_at(repair.needs, MORE_SYNTHETIC_IMAGES)
-        small = cut(dense, self.sites, kept).eval()
-        damage = Damage(small, self.sites, kept, images, original=copy.deepcopy(dense).eval())
-        start, before = (cut(network, self.sites, kept).state_dict() for network in (self.network, dense))
-        self._pass(dense, images)
-        self._pass(small, images)
+    def _corrections(self, repair: Repair, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        start = cut(self.network, self.sites, kept).state_dict()
+        damage = Damage(copy.deepcopy(self.network), self.sites, kept)
+        if not repair.cut:
+            if repair.solves:
+                damage.dense = self._moments(repair.needs)
+            elif repair.needs == "images":
+                damage.images = self.images
+                self._pass(damage.network, self.images)
+            handles = [h for site in self.sites for h in mask_channels(damage.network, site, kept[site.name])]
+            repair.correct(damage)
+            for handle in handles:
+                handle.remove()
+            self.macs += damage.macs
+            after = cut(damage.network, self.sites, kept).state_dict()
+            return {name: value for name, value in after.items() if not torch.equal(value, start[name])}
+        dense, damage.images = self._looked_at(repair.needs, MORE_SYNTHETIC_IMAGES)
+        damage.original, damage.network = copy.deepcopy(dense).eval(), cut(dense, self.sites, kept).eval()
+        before = copy.deepcopy(damage.network.state_dict())
+        for network in (dense, damage.network):
+            self._pass(network, damage.images)
         repair.correct(damage)
         self.macs += damage.macs
         # What the synthetic images alone did to the norms does not stay.
-        return {
-            name: start[name] + value - before[name]
-            for name, value in small.state_dict().items()
-            if not torch.equal(value, before[name])
-        }
+        after = damage.network.state_dict()
+        return {n: start[n] + v - before[n] for n, v in after.items() if not torch.equal(v, before[n])}

@@ -27,7 +27,7 @@ class Damage:
 
     `kept` holds each site's kept indices, `images` are normalised (N, 3, H, W) or None, and `dense` the
     moments of every reader's input before anything was removed, for repairs that solve. A repair that works
-    on what is cut has the pruned `network`, the `original` one, and adds to `macs` what its solving took.
+    on what is cut has the pruned `network` and the `original` one. `macs` is what solving took.
     """
 
     network: nn.Module
@@ -142,6 +142,10 @@ def _least_squares(damage: Damage) -> None:
             before = _variance(damage.network, reader, inputs.covariance)
             _stand_in(damage, site, reader, inputs.mean, inputs.covariance)
             _restore_variance(damage.network, reader, kept, inputs.mean, inputs.covariance, before)
+            # Moments, the solve, and the new weights.
+            (rows, width), left = inputs.rows.shape, len(kept)
+            weights = damage.network.get_submodule(reader.name).weight.numel()
+            damage.macs += rows * left * (left + width) + left**3 // 3 + left**2 * width + weights * left
 
 
 @repair("bn", needs="images")
@@ -200,10 +204,3 @@ def _merge(network: nn.Module, reader: Consumer, kept: Tensor, channels: Tensor,
     """Let the `kept` channels also carry `channels`, taken as `merge` (channels, kept) times the kept."""
     weight = outgoing(network, reader.name)  # a view: written to below
     weight[:, kept] += torch.einsum("oct,ck->okt", weight[:, channels], merge)
-
-
-def solving_macs(network: nn.Module, reader: Consumer, dense: Moments, kept: int) -> int:
-    """MACs of fitting one reader by least squares: moments, the solve, and the new weights."""
-    rows, width = dense.rows.shape
-    weights = network.get_submodule(reader.name).weight.numel()
-    return rows * kept * (kept + width) + kept**3 // 3 + kept**2 * width + weights * kept
