@@ -37,9 +37,8 @@ from lib.networks.measure import fidelity
 from lib.pruning import load_pruned, plan_pruning
 from lib.pruning.allocation import SCOPES
 from lib.pruning.criteria import CRITERIA, sensitivity
-from lib.pruning.plan import FILE
+from lib.pruning.plan import FILE, Request
 from lib.pruning.repairs import REPAIRS, Damage
-from lib.pruning.request import Request
 from lib.pruning.sites import GRANULARITIES, find_sites, width_of
 from lib.pruning.statistics import gaussian_moments, reader_moments
 from lib.pruning.surgery import mask_channels

@@ -1,43 +1,36 @@
 """How many filters each site keeps: by a ratio, or by what they are to cost."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
 from lib.common.errors import UserError
+from lib.networks.backbone import Backbone
+from lib.networks.macs import count_macs
+from lib.pruning.sites import Site, width_of
 
 SCOPES = ("uniform", "global", "isomorphic")
+LARGEST = 0.999  # ratio that a target is searched up to
 FLOOR = 0.1  # share of a site's filters that the scopes with one ranking for many sites leave in each
 
 Counts = list[int]
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """One site as allocation sees it: its filters' scores (C,), the unit they go in, and its kind."""
-
-    scores: Tensor
-    unit: int
-    kind: str
-
-    @property
-    def width(self) -> int:
-        return len(self.scores)
-
-
-@dataclass(frozen=True)
 class Allocation:
-    """How a share of all filters is spread over the sites.
+    """How a share of all filters is spread over the sites, whose filters have `scores` (C,) each.
 
     `uniform` removes the same share everywhere; `global` ranks the filters of all sites together and
     leaves each site at least a tenth; `isomorphic` does so among the sites of one kind (Fang et al.,
     Isomorphic pruning for vision models, 2024).
     """
 
-    sites: list[Ranked]
+    sites: list[Site]
+    scores: list[Tensor]
     scope: str
     round_to: int
 
@@ -53,45 +46,37 @@ class Allocation:
         width.
         """
         return [
-            min(site.width, max(step, round(share * site.width / step) * step))
-            for site, share, step in zip(self.sites, self.shares(ratio), self.steps, strict=True)
+            min(len(scores), max(step, round(share * len(scores) / step) * step))
+            for scores, share, step in zip(self.scores, self.shares(ratio), self.steps, strict=True)
         ]
 
     def shares(self, ratio: float) -> list[float]:
         """The share of its filters that each site would keep, were there no rounding."""
         if self.scope == "uniform":
             return [1 - ratio] * len(self.sites)
-        groups: dict[str, list[int]] = {}
-        for place, site in enumerate(self.sites):
-            groups.setdefault(site.kind if self.scope == "isomorphic" else "", []).append(place)
-        shares = [0.0] * len(self.sites)
-        for places in groups.values():
-            found = _one_ranking([self.sites[place] for place in places], ratio)
-            for place, share in zip(places, found, strict=True):
-                shares[place] = share
-        return shares
+        together = [site.kind if self.scope == "isomorphic" else "" for site in self.sites]
+        shares = {}
+        for group in dict.fromkeys(together):
+            ranked = [scores for scores, own in zip(self.scores, together, strict=True) if own == group]
+            shares[group] = iter(_one_ranking(ranked, ratio))
+        return [next(shares[group]) for group in together]
 
     def kept(self, counts: Counts) -> list[list[int]]:
         """The indices of each site's best filters, ascending."""
-        return [
-            torch.topk(site.scores, count).indices.sort().values.tolist()
-            for site, count in zip(self.sites, counts, strict=True)
-        ]
+        best = [torch.topk(scores, count).indices for scores, count in zip(self.scores, counts, strict=True)]
+        return [indices.sort().values.tolist() for indices in best]
 
 
-def _one_ranking(sites: list[Ranked], ratio: float) -> list[float]:
-    """The share that each site keeps when the lowest `ratio` of all their filters go, above the floor."""
-    scores = []
-    for site in sites:
-        protected = math.ceil(FLOOR * site.width)
-        order = site.scores.double().sort(descending=True).values
-        scores.append(torch.cat([torch.full((protected,), math.inf).double(), order[protected:]]))
-    together = torch.cat(scores)
-    removed = round(ratio * len(together))
+def _one_ranking(sites: list[Tensor], ratio: float) -> list[float]:
+    """The share that each site keeps when the lowest `ratio` of all their scores go, above the floor."""
+    ordered = [scores.double().sort(descending=True).values for scores in sites]
+    for scores in ordered:
+        scores[: math.ceil(FLOOR * len(scores))] = math.inf
+    together = torch.cat(ordered)
     lowest = torch.zeros(len(together), dtype=torch.bool)
-    lowest[together.argsort(stable=True)[:removed]] = True
+    lowest[together.argsort(stable=True)[: round(ratio * len(together))]] = True
     lowest &= together.isfinite()
-    return [1 - part.double().mean().item() for part in lowest.split([site.width for site in sites])]
+    return [1 - part.double().mean().item() for part in lowest.split([len(scores) for scores in ordered])]
 
 
 @dataclass(frozen=True)
@@ -104,58 +89,32 @@ class Target:
     met: str
 
 
-def meet_macs(wanted: float, allocation: Allocation, macs_of: Callable[[Counts], int]) -> tuple[float, Counts, Target]:
-    """Ratio and kept counts whose MACs are nearest to `wanted`.
-
-    The ratio is bisected; then single sites give or take a step of rounding while that comes nearer.
-    """
-    full = allocation.counts(0)
-    _check_range("target_macs", wanted, macs_of(full), macs_of(allocation.counts(0.999)))
-    ratio, counts = _bisect(wanted, allocation, macs_of, 30)
-    gap = abs(macs_of(counts) - wanted)
-    while True:
-        neighbours = [
-            [*counts[:place], count, *counts[place + 1 :]]
-            for place, step in enumerate(allocation.steps)
-            for count in (counts[place] - step, min(counts[place] + step, full[place]))
-            if 0 < count != counts[place]
-        ]
-        nearest = min(neighbours, key=lambda c: abs(macs_of(c) - wanted), default=counts)
-        if gap <= 0.001 * wanted or abs(macs_of(nearest) - wanted) >= gap:
-            break
-        counts, gap = nearest, abs(macs_of(nearest) - wanted)
-    met = "within 1 %" if gap <= 0.01 * wanted else "the nearest that rounding allows"
-    return ratio, counts, Target("macs", wanted, macs_of(counts), met)
+# How each kind of target is searched for: rounds of bisection, what is near enough, and what to call it otherwise.
+_SEARCHES = {
+    "macs": (30, 0.01, "the nearest that rounding allows"),
+    "latency_ms": (7, 0.1, "the nearest that was found"),
+}
 
 
-def meet_latency(
-    wanted: float, allocation: Allocation, measure: Callable[[Counts], float]
+def meet(
+    kind: str, wanted: float, allocation: Allocation, cost: Callable[[Counts], float]
 ) -> tuple[float, Counts, Target]:
-    """Ratio and kept counts whose measured milliseconds are nearest to `wanted`."""
-    smallest = measure(allocation.counts(0.999))
-    _check_range("target_latency_ms", wanted, measure(allocation.counts(0)), smallest)
-    ratio, counts = _bisect(wanted, allocation, measure, 7)
-    reached = measure(counts)
-    met = "within 10 %" if abs(reached - wanted) <= 0.1 * wanted else "the nearest that was found"
-    return ratio, counts, Target("latency_ms", wanted, reached, met)
+    """Ratio and kept counts whose `cost`, "macs" or measured "latency_ms", is nearest to `wanted`.
 
-
-def _check_range(name: str, wanted: float, dense: float, smallest: float) -> None:
+    Raises UserError for a target that is out of reach.
+    """
+    smallest, dense = cost(allocation.counts(LARGEST)), cost(allocation.counts(0))
     if not wanted < dense:
         raise UserError(
-            f"{name}={wanted:g} would remove nothing: expected less than the {dense:g} of the dense network."
+            f"target_{kind}={wanted:g} would remove nothing: expected less than the {dense:g} of the dense network."
         )
     if wanted < smallest:
         raise UserError(
-            f"{name}={wanted:g} cannot be met: expected at least the {smallest:g} that are left when every "
+            f"target_{kind}={wanted:g} cannot be met: expected at least the {smallest:g} that are left when every "
             "site keeps the fewest filters that rounding allows."
         )
-
-
-def _bisect(
-    wanted: float, allocation: Allocation, cost: Callable[[Counts], float], rounds: int
-) -> tuple[float, Counts]:
-    low, high = 0.0, 0.999
+    rounds, near, otherwise = _SEARCHES[kind]
+    low, high = 0.0, LARGEST
     tried = []
     for _ in range(rounds):
         ratio = (low + high) / 2
@@ -163,5 +122,68 @@ def _bisect(
         found = cost(counts)
         tried.append((abs(found - wanted), ratio, counts))
         low, high = (ratio, high) if found > wanted else (low, ratio)
-    _, ratio, counts = min(tried, key=lambda one: one[0])
-    return ratio, counts
+    _, ratio, counts = min(tried, key=itemgetter(0))
+    if kind == "macs":  # counted in no time, where a latency has to be measured
+        counts = _by_single_steps(wanted, counts, allocation, cost)
+    reached = cost(counts)
+    met = f"within {100 * near:g} %" if abs(reached - wanted) <= near * wanted else otherwise
+    return ratio, counts, Target(kind, wanted, reached, met)
+
+
+def _by_single_steps(wanted: float, counts: Counts, allocation: Allocation, cost: Callable[[Counts], float]) -> Counts:
+    """Counts after single sites have given or taken a step of rounding, while the cost comes nearer."""
+    full = allocation.counts(0)
+    while (gap := abs(cost(counts) - wanted)) > 0.001 * wanted:
+        neighbours = [
+            [*counts[:place], count, *counts[place + 1 :]]
+            for place, step in enumerate(allocation.steps)
+            for count in (counts[place] - step, min(counts[place] + step, full[place]))
+            if 0 < count != counts[place]
+        ]
+        nearest = min(neighbours, key=lambda found: abs(cost(found) - wanted), default=counts)
+        if abs(cost(nearest) - wanted) >= gap:
+            break
+        counts = nearest
+    return counts
+
+
+@dataclass(frozen=True)
+class SiteSize:
+    """Filters and MACs of one site before and after; `wanted` is the count before it was rounded."""
+
+    before: int
+    wanted: float
+    after: int
+    macs_before: int
+    macs_after: int
+
+
+class SiteMacs:
+    """MACs of a network whose sites keep given counts, from one count of the dense network.
+
+    A layer's MACs are proportional to its outputs and its inputs, so every site that a layer belongs to
+    scales them.
+    """
+
+    def __init__(self, network: Backbone, sites: list[Site], image_size: int):
+        self.layers = {name: layer.forward for name, layer in count_macs(network, image_size).items()}
+        self.names, self.widths = [site.name for site in sites], [width_of(network, site) for site in sites]
+        members = [[*site.output_sliced, *(reader.name for reader in site.readers)] for site in sites]
+        self.members = [set(names) & self.layers.keys() for names in members]
+        self.sites_of = {name: [i for i, own in enumerate(self.members) if name in own] for name in self.layers}
+        reached = sum(macs for name, macs in self.layers.items() if self.sites_of[name])
+        self.reach = reached / sum(self.layers.values())
+
+    def total(self, counts: Counts, layers: Collection[str] | None = None) -> int:
+        """Forward MACs of one image, of all layers or of these."""
+        total = 0
+        for name in self.layers if layers is None else layers:
+            kept, width = (math.prod(sizes[i] for i in self.sites_of[name]) for sizes in (counts, self.widths))
+            total += self.layers[name] * kept // width
+        return total
+
+    def sizes(self, wanted: Sequence[float], counts: Counts) -> dict[str, SiteSize]:
+        """What the plan's table says of every site, by its name."""
+        before, after = ([self.total(each, own) for own in self.members] for each in (self.widths, counts))
+        sizes = zip(self.widths, wanted, counts, before, after, strict=True)
+        return {name: SiteSize(*size) for name, size in zip(self.names, sizes, strict=True)}

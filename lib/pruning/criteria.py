@@ -29,8 +29,7 @@ class Evidence:
     @property
     def filters(self) -> Tensor:
         """The producers' weights of each filter, flat (C, F)."""
-        filters = [self.network.get_submodule(name).weight.flatten(1) for name in self.site.producers]
-        return filters[0] if len(filters) == 1 else torch.cat(filters, dim=1)
+        return torch.cat([self.network.get_submodule(name).weight.flatten(1) for name in self.site.producers], dim=1)
 
 
 def outgoing(network: nn.Module, consumer: str) -> Tensor:
@@ -46,13 +45,6 @@ def normed_weights(network: nn.Module, consumer: Consumer) -> Tensor:
         return weight
     norm = network.get_submodule(consumer.norm)
     return weight * (norm.weight / (norm.running_var + norm.eps).sqrt())[:, None, None]
-
-
-def output_variance(network: nn.Module, consumer: Consumer, otherwise: Tensor) -> Tensor:
-    """Summed variance of a consumer's outputs: that of its batch norm, or else `otherwise`."""
-    if consumer.norm is None:
-        return otherwise
-    return network.get_submodule(consumer.norm).weight.square().sum()
 
 
 def sensitivity(network: nn.Module, site: Site) -> float:
@@ -120,7 +112,10 @@ def _activation(evidence: Evidence) -> Tensor:
     shares = []
     for consumer in site.consumers:
         norms = normed_weights(network, consumer).square().sum((0, 2))
-        variance = output_variance(network, consumer, norms @ deviation.square())
+        if consumer.norm is None:
+            variance = norms @ deviation.square()  # of the consumer's outputs
+        else:
+            variance = network.get_submodule(consumer.norm).weight.square().sum()
         shares.append(norms / variance.clamp(min=SMALLEST))
     return deviation.square() * torch.stack(shares).mean(0) * sensitivity(network, site)
 
@@ -134,13 +129,11 @@ def _activation_images(evidence: Evidence) -> Tensor:
     1993). The score is the loss of the step that removes the channel, as a share of the variance of the
     consumers' output on the images, times the sensitivity to the block.
     """
-    losses = [
-        _eliminate(
-            normed_weights(evidence.network, consumer).double(), evidence.inputs[consumer.name].covariance.double()
-        )
-        for consumer in evidence.site.consumers
-    ]
-    return torch.stack(losses).mean(0) * sensitivity(evidence.network, evidence.site)
+    network, losses = evidence.network, []
+    for consumer in evidence.site.consumers:
+        covariance = evidence.inputs[consumer.name].covariance.double()
+        losses.append(_eliminate(normed_weights(network, consumer).double(), covariance))
+    return torch.stack(losses).mean(0) * sensitivity(network, evidence.site)
 
 
 ELIMINATION_RIDGE = 0.1  # of each variance: a thousand positions do not tell hundreds of channels apart

@@ -2,9 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from math import prod
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +14,62 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lib.common.errors import UserError
+from lib.common.errors import UserError, choose
 from lib.common.files import save_tensors
 from lib.networks.backbone import Backbone, fit_classifier, load_backbone, tensors_hash
 from lib.networks.copies import plain_copy, unwrapped, without_hooks
-from lib.networks.macs import count_macs
 from lib.networks.measure import measure_latency
-from lib.pruning.allocation import Allocation, Counts, Target, meet_latency, meet_macs
-from lib.pruning.calibration import Calibration
-from lib.pruning.request import Request, checked_images, one_amount, whole_number
-from lib.pruning.sites import Site, find_sites, undeclared_layers, width_of
+from lib.pruning.allocation import SCOPES, Allocation, Counts, SiteMacs, SiteSize, Target, meet
+from lib.pruning.calibration import Calibration, checked_images
+from lib.pruning.criteria import CRITERIA
+from lib.pruning.repairs import REPAIRS
+from lib.pruning.sites import GRANULARITIES, find_sites, undeclared_layers, width_of
 from lib.pruning.surgery import keep_channels
 
+NAMES = {"criterion": CRITERIA, "scope": SCOPES, "granularity": GRANULARITIES, "repair": REPAIRS}
 FILE = "pruned.safetensors"  # in the folder that a pruned network is saved to
 
 
-@dataclass(frozen=True)
-class SiteSize:
-    """Filters and MACs of one site before and after; `wanted` is the count before it was rounded."""
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """How to prune, with the defaults that hold everywhere. Raises UserError for what is unknown."""
 
-    before: int
-    wanted: float
-    after: int
-    macs_before: int
-    macs_after: int
+    criterion: str = "activation"
+    scope: str = "global"
+    granularity: str = "filter"
+    repair: str = "least_squares_synthetic"
+    round_to: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for kind, known in NAMES.items():
+            choose(kind, getattr(self, kind), known)
+
+    @property
+    def looks_at(self) -> list[str]:
+        """What of it works on images of one's own."""
+        needs = {"criterion": CRITERIA[self.criterion].needs_images, "repair": REPAIRS[self.repair].needs == "images"}
+        return [f"{kind}={getattr(self, kind)!r}" for kind, needed in needs.items() if needed]
+
+
+def _one_amount(**amounts: float | None) -> tuple[str, float]:
+    """The one amount that is given."""
+    given = {name: value for name, value in amounts.items() if value is not None}
+    if len(given) != 1:
+        names = " and ".join(given) or "no amount"
+        raise UserError(f"plan_pruning was given {names}: expected exactly one of {', '.join(amounts)}.")
+    ((name, value),) = given.items()
+    if not isinstance(value, Real):
+        raise UserError(f"{name}={value!r} is no number: expected one, such as ratio=0.5.")
+    if name == "ratio" and not 0 <= value < 1:
+        raise UserError(f"ratio={value} is out of range: expected a share in 0 <= ratio < 1, such as 0.5.")
+    return name, float(value)
+
+
+def _whole_number(name: str, value: int, least: int) -> int:
+    if not isinstance(value, Integral) or value < least:
+        raise UserError(f"{name}={value!r} is out of range: expected a whole number of {least} or more.")
+    return int(value)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -142,15 +173,12 @@ def remove(network: Backbone, plan: PruningPlan) -> None:
     """Remove, in place, what `plan` does not keep. Raises UserError where the plan does not fit."""
     sites = {site.name: site for site in find_sites(network, plan.granularity)}
     widths = {name: width_of(network, site) for name, site in sites.items()}
-    fits = (
-        widths == {name: size.before for name, size in plan.sites.items()}
-        and sites.keys() == plan.kept.keys()
-        and all(
-            kept and kept == sorted(set(kept)) and kept[0] >= 0 and kept[-1] < widths[name]
-            for name, kept in plan.kept.items()
-        )
-    )
-    if not fits:
+    planned = {name: size.before for name, size in plan.sites.items()}
+    if (
+        widths != planned
+        or sites.keys() != plan.kept.keys()
+        or not all(kept and kept == sorted(set(kept) & set(range(widths[name]))) for name, kept in plan.kept.items())
+    ):
         raise UserError(
             f"The plan does not fit this {network.name}: expected the {len(plan.sites)} sites and widths of "
             f"the dense {plan.backbone}. Plan again with plan_pruning for this network."
@@ -215,28 +243,24 @@ def plan_pruning(
     network that is pruned already, or a request that would remove nothing.
     """
     began = time.monotonic()
-    request = Request(
-        criterion=criterion,
-        scope=scope,
-        granularity=granularity,
-        repair=repair,
-        round_to=whole_number("round_to", round_to, 1),
-        seed=whole_number("seed", seed, 0),
+    round_to, seed = _whole_number("round_to", round_to, 1), _whole_number("seed", seed, 0)
+    how = Request(
+        criterion=criterion, scope=scope, granularity=granularity, repair=repair, round_to=round_to, seed=seed
     )
-    given, amount = one_amount(ratio=ratio, target_macs=target_macs, target_latency_ms=target_latency_ms)
+    given, amount = _one_amount(ratio=ratio, target_macs=target_macs, target_latency_ms=target_latency_ms)
     nothing = given == "ratio" and amount == 0
     network = _ready(network)
-    images = checked_images(images, [] if nothing else request.looks_at, next(network.parameters()).dtype)
-    image_size = network.image_size if image_size is None else whole_number("image_size", image_size, 1)
+    images = checked_images(images, [] if nothing else how.looks_at, next(network.parameters()).dtype)
+    image_size = network.image_size if image_size is None else _whole_number("image_size", image_size, 1)
     sites = find_sites(network, granularity)
-    macs = _SiteMacs(network, sites, image_size)
+    macs = SiteMacs(network, sites, image_size)
     plan = PruningPlan(
         backbone=network.name,
         ratio=0.0,
-        kept={name: list(range(width)) for name, width in zip(macs.names, macs.widths, strict=True)},
+        kept={site.name: list(range(width)) for site, width in zip(sites, macs.widths, strict=True)},
         sites=macs.sizes(macs.widths, macs.widths),
         reach=macs.reach,
-        **vars(request),
+        **vars(how),
     )
     if nothing:
         return plan
@@ -246,24 +270,21 @@ def plan_pruning(
             f"filters that can be removed reach {macs.reach:.0%} of its MACs.",
             stacklevel=2,
         )
-    work = Calibration(network, sites, images, image_size, request.seed)
-    allocation = Allocation(work.ranked(criterion), scope, request.round_to)
+    work = Calibration(network, sites, images, image_size, seed)
+    allocation = Allocation(sites, work.scores(criterion), scope, round_to)
 
     def keeping(counts: Counts) -> PruningPlan:
-        kept = dict(zip(plan.kept, allocation.kept(counts), strict=True))
-        return replace(plan, kept=kept)
+        return replace(plan, kept=dict(zip(plan.kept, allocation.kept(counts), strict=True)))
 
     def milliseconds(counts: Counts) -> float:
-        batch = whole_number("batch_size", batch_size, 1)
+        batch = _whole_number("batch_size", batch_size, 1)
         return measure_latency(keeping(counts).apply(network), image_size, device, batch, precision)
 
-    target = None
-    if given == "target_macs":
-        amount, counts, target = meet_macs(amount, allocation, macs.total)
-    elif given == "target_latency_ms":
-        amount, counts, target = meet_latency(amount, allocation, milliseconds)
+    if given == "ratio":
+        counts, target = allocation.counts(amount), None
     else:
-        counts = allocation.counts(amount)
+        cost = macs.total if given == "target_macs" else milliseconds
+        amount, counts, target = meet(given.removeprefix("target_"), amount, allocation, cost)
     if counts == macs.widths:
         raise UserError(
             f"ratio={amount:g} removes no filter once the widths {sorted(set(counts))} are rounded to "
@@ -284,43 +305,3 @@ def _ready(network: nn.Module) -> Backbone:
         raise UserError(f"This {network.name} has no weights, it is on torch's meta device: load some first.")
     dense = without_hooks(plain_copy(network)).cpu().eval()
     return dense if {tensor.dtype for tensor in dense.parameters()} == {torch.float64} else dense.float()
-
-
-class _SiteMacs:
-    """MACs of a network whose sites keep given counts, from one count of the dense network.
-
-    A layer's MACs are proportional to its outputs and its inputs, so every site that a layer belongs to
-    scales them.
-    """
-
-    def __init__(self, network: Backbone, sites: list[Site], image_size: int):
-        self.layers = {name: layer.forward for name, layer in count_macs(network, image_size).items()}
-        self.names = [site.name for site in sites]
-        self.widths = [width_of(network, site) for site in sites]
-        self.members = [[*site.output_sliced, *(reader.name for reader in site.readers)] for site in sites]
-        self.sites_of: dict[str, list[int]] = {}
-        for place, members in enumerate(self.members):
-            for name in members:
-                self.sites_of.setdefault(name, []).append(place)
-        reached = sum(macs for name, macs in self.layers.items() if name in self.sites_of)
-        self.reach = reached / sum(self.layers.values())
-
-    def _layer(self, name: str, counts: Counts) -> int:
-        places = self.sites_of.get(name, [])
-        kept, width = (prod(numbers[place] for place in places) for numbers in (counts, self.widths))
-        return self.layers[name] * kept // width
-
-    def total(self, counts: Counts) -> int:
-        """Forward MACs of one image."""
-        return sum(self._layer(name, counts) for name in self.layers)
-
-    def sizes(self, wanted: Sequence[float], counts: Counts) -> dict[str, SiteSize]:
-        """What the plan's table says of every site."""
-        sizes = {}
-        for place, name in enumerate(self.names):
-            members = {member for member in self.members[place] if member in self.layers}
-            before, after = (
-                sum(self._layer(member, numbers) for member in members) for numbers in (self.widths, counts)
-            )
-            sizes[name] = SiteSize(self.widths[place], wanted[place], counts[place], before, after)
-        return sizes

@@ -13,8 +13,8 @@ outputs to that sum (a batch norm's, a layer scale's): so the error of the resid
 Neither depthwise kernels re-fitted nor deviations restored would bring EfficientNet-Lite0 nearer.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -32,21 +32,39 @@ SHORTAGE = 0.3
 SMALLEST_SLOPE = 0.01  # of the mean one: a channel that its norm all but closes asks for no large weights
 GOLDEN = 0.618033988749895
 
+# Name, layer, its inputs and outputs, and what is aimed at: the outputs or, where it ends a branch, the sum.
+Visit = Callable[[str, nn.Module, Tensor, Tensor, Tensor], Tensor | None]
+
 
 @repair("sequential", needs="images", cut=True)
 @repair("sequential_synthetic", needs="synthetic", cut=True)
+@torch.no_grad()
 def _sequential(damage: Damage) -> None:
     """Layers re-fitted in the order of the forward pass, from their inputs in the pruned network."""
     sums = residual_sums(damage.original)
-    aims, norms = _dense_rows(damage.original, sums, damage.images)
+    aims: dict[str, Tensor] = {}
+
+    def keep_rows(name: str, layer: nn.Module, inputs: Tensor, outputs: Tensor, values: Tensor) -> None:
+        aims.setdefault(name, _rows(values, None if name in sums else layer))
+
+    norms = _visit(damage.original, sums, damage.images, keep_rows)
     for site in damage.sites:
         for name in aims.keys() & set(site.output_sliced):
             aims[name] = aims[name][:, damage.kept[site.name]]
     small = damage.network.requires_grad_(False)  # but for the slopes no gradient is wanted
-    ends: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
 
-    def refit(name: str, layer: nn.Module, inputs: Tensor, lacking: Tensor) -> tuple[Tensor, Tensor]:
-        """Change a layer; returns what that adds to its outputs, and what its norm's mean adds (out,)."""
+    @torch.no_grad()
+    def refit(name: str, layer: nn.Module, inputs: Tensor, outputs: Tensor, values: Tensor) -> Tensor | None:
+        if name not in aims:
+            return None  # it is called again
+        lacking = aims.pop(name) - _rows(values, None if name in sums else layer)
+        if name in sums:
+            slope = torch.autograd.grad(values, outputs, torch.ones_like(values))[0]
+            slope = _channels_last(slope, layer)[0].flatten(0, -2)[0]
+            if not slope.any():
+                return values.detach()  # a norm that closes the branch: nothing in it can help
+            steep = slope.abs().clamp(min=SMALLEST_SLOPE * slope.abs().mean())
+            lacking = lacking / torch.where(slope < 0, -steep, steep)
         norm = norms.get(name)
         free = layer.bias is not None or norm is not None
         if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels:
@@ -55,7 +73,9 @@ def _sequential(damage: Damage) -> None:
             known = _patches(layer, inputs)
             change, offset = _least_squares(known, lacking, free)
             change = change.mT.reshape(layer.weight.shape)
-            damage.macs += _solving_macs(known, lacking)
+            # Moments, Cholesky factor, two triangular solves.
+            groups, count, width = known.shape
+            damage.macs += groups * (count * width**2 + width**3 // 3) + (count + width) * width * lacking.shape[1]
         layer.weight += change
         within, behind = offset, torch.zeros_like(offset)
         if layer.bias is not None:
@@ -65,120 +85,59 @@ def _sequential(damage: Damage) -> None:
             small.get_submodule(norm).running_mean -= behind
         moved = functional_call(layer, {"weight": change, "bias": within}, (inputs,))
         damage.macs += moved.numel() * change[0].numel()
-        return moved, behind
-
-    def at_layer(name: str, layer: nn.Module, inputs: Tensor, outputs: Tensor) -> Tensor | None:
-        if name in sums:
-            ends[name] = layer, inputs, outputs.requires_grad_()
-            return outputs + 0  # what follows may write to it
-        if name not in aims:
-            return None  # it is called again
-        with torch.no_grad():
-            moved, _ = refit(name, layer, inputs, aims.pop(name) - _rows(outputs, layer))
+        if name not in sums:
             return outputs + moved
+        added = slope * (_channels_last(moved, layer) + behind)
+        return values.detach() + (added.movedim(-1, 1) if values.ndim == 4 else added)
 
-    def at_sum(name: str, values: Tensor) -> Tensor:
-        layer, inputs, outputs = ends.pop(name)
-        gradient = torch.autograd.grad(values.sum(), outputs)[0]
-        with torch.no_grad():
-            slope = _by_position(gradient, layer)[0, 0]
-            aim = aims.pop(name)
-            if not slope.any():
-                return values.detach()  # a norm that closes the branch: nothing in it can help
-            steep = slope.abs().clamp(min=SMALLEST_SLOPE * slope.abs().mean())
-            lacking = (aim - _rows(values)) / torch.where(slope < 0, -steep, steep)
-            moved, behind = refit(name, layer, inputs, lacking)
-            added = slope * (_by_position(moved, layer) + behind)
-            return values.detach() + _like(values, added)
-
-    with torch.enable_grad(), _watched(small, sums, at_layer, at_sum):
-        small(damage.images)
+    with torch.enable_grad():
+        _visit(small, sums, damage.images, refit)
 
 
-@torch.no_grad()
-def _dense_rows(
-    dense: nn.Module, sums: dict[str, tuple[str, bool]], images: Tensor
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The rows (n, out) that each layer aims at, and the name of the batch norm behind it.
+def _visit(network: nn.Module, sums: dict[str, tuple[str, bool]], images: Tensor, visit: Visit) -> dict[str, str]:
+    """Run a network and call `visit` for every convolution and linear layer, as soon as what it aims at is there.
 
-    They are those of its outputs or, where it ends a branch, of the sum.
+    What that returns is passed on instead. Returns the name of the batch norm behind each layer.
     """
-    rows: dict[str, Tensor] = {}
     norms: dict[str, str] = {}
     latest: tuple[str, Tensor | None] = ("", None)
+    ends: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
 
-    def at_layer(name: str, layer: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+    def at_layer(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor | None:
         nonlocal latest
         latest = (name, outputs)
         if name not in sums:
-            rows.setdefault(name, _rows(outputs, layer))
+            return visit(name, layer, inputs[0], outputs, outputs)
+        ends[name] = layer, inputs[0], outputs
+        # Its slope is asked for, and what follows may write to it.
+        return outputs.requires_grad_() + 0 if torch.is_grad_enabled() else None
 
     def at_norm(norm: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if inputs[0] is latest[1]:
             norms[latest[0]] = norm
 
-    def at_sum(name: str, values: Tensor) -> None:
-        rows[name] = _rows(values)
-
-    with ExitStack() as hooks, _watched(dense, sums, at_layer, at_sum):
-        for name, module in dense.named_modules():
-            if isinstance(module, BATCH_NORMS):
-                hooks.enter_context(module.register_forward_pre_hook(partial(at_norm, name)))
-        dense(images)
-    return rows, norms
-
-
-@contextmanager
-def _watched(
-    network: nn.Module,
-    sums: dict[str, tuple[str, bool]],
-    at_layer: Callable[[str, nn.Module, Tensor, Tensor], Tensor | None],
-    at_sum: Callable[[str, Tensor], Tensor | None],
-) -> Iterator[None]:
-    """Call `at_layer` behind every convolution and linear layer, and `at_sum` with every residual sum.
-
-    A sum is called by the layer that ends its branch. What the two return is passed on instead.
-    """
-    ended = ""
-
-    def layer_hook(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor | None:
-        nonlocal ended
-        ended = name if name in sums else ended
-        return at_layer(name, layer, inputs[0], outputs)
-
-    def sum_hook(name: str, values: Tensor) -> Tensor | None:
-        nonlocal ended
-        if ended != name:  # torchvision calls one activation several times in a block
-            return None
-        ended = ""
-        return at_sum(name, values)
+    def at_sum(name: str, _: nn.Module, *values: Tensor | tuple[Tensor, ...]) -> Tensor | None:
+        summed = values[-1][0] if isinstance(values[-1], tuple) else values[-1]
+        # torchvision calls one activation several times in a block
+        return visit(name, *ends.pop(name), summed) if name in ends else None
 
     with ExitStack() as hooks:
         for name, module in network.named_modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
-                hooks.enter_context(module.register_forward_hook(partial(layer_hook, name)))
+                hooks.enter_context(module.register_forward_hook(partial(at_layer, name)))
+            elif isinstance(module, BATCH_NORMS):
+                hooks.enter_context(module.register_forward_pre_hook(partial(at_norm, name)))
         for name, (place, enters) in sums.items():
             module = network.get_submodule(place)
-            if enters:
-                handle = module.register_forward_pre_hook(lambda _, inputs, n=name: sum_hook(n, inputs[0]))
-            else:
-                handle = module.register_forward_hook(lambda _, inputs, outputs, n=name: sum_hook(n, outputs))
-            hooks.enter_context(handle)
-        yield
+            register = module.register_forward_pre_hook if enters else module.register_forward_hook
+            hooks.enter_context(register(partial(at_sum, name)))
+        network(images)
+    return norms
 
 
-def _by_position(values: Tensor, layer: nn.Module | None = None) -> Tensor:
-    """Maps or tokens as (N, positions, C); a linear layer has its channels last."""
-    if values.ndim == 4 and not isinstance(layer, nn.Linear):
-        return values.flatten(2).transpose(1, 2)
-    return values.reshape(len(values), -1, values.shape[-1])
-
-
-def _like(values: Tensor, by_position: Tensor) -> Tensor:
-    """(N, positions, C) in the shape of `values`, of which the channels come first if they are maps."""
-    if values.ndim == 4:
-        return by_position.transpose(1, 2).reshape(values.shape)
-    return by_position.reshape(values.shape)
+def _channels_last(values: Tensor, layer: nn.Module | None = None) -> Tensor:
+    """Maps or tokens with the channels behind, where a linear layer has them."""
+    return values.movedim(1, -1) if values.ndim == 4 and not isinstance(layer, nn.Linear) else values
 
 
 def _spread(images: int, positions: int) -> tuple[Tensor, Tensor]:
@@ -191,7 +150,8 @@ def _spread(images: int, positions: int) -> tuple[Tensor, Tensor]:
 
 def _rows(values: Tensor, layer: nn.Module | None = None) -> Tensor:
     """Rows (n, C) at the positions that are looked at."""
-    by_position = _by_position(values, layer)
+    values = _channels_last(values, layer)
+    by_position = values.reshape(len(values), -1, values.shape[-1])
     return by_position[_spread(*by_position.shape[:2])].flatten(0, 1)
 
 
@@ -229,10 +189,3 @@ def _least_squares(known: Tensor, lacking: Tensor, free: bool) -> tuple[Tensor, 
     change = torch.cholesky_solve(scaled.mT @ lacking / count, torch.linalg.cholesky(gram)) / deviation.mT
     offset = (lacking.mean(1, keepdim=True) - mean @ change) * free
     return change, offset.flatten()
-
-
-def _solving_macs(known: Tensor, lacking: Tensor) -> int:
-    """MACs of `_least_squares`: moments, Cholesky factor, two triangular solves."""
-    groups, count, width = known.shape
-    outputs = lacking.shape[1]
-    return groups * (count * width**2 + width**3 // 3) + (count + width) * width * outputs

@@ -8,7 +8,7 @@ granularity `channel`. Nothing is traced: lib/pruning/blocks.py declares each bl
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -41,32 +41,27 @@ class Consumer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Path:
-    """What channels pass through between two mixing layers, by module names."""
-
-    squeezes: tuple[Consumer, ...] = ()
-    expands: tuple[str, ...] = ()
-    carriers: tuple[str, ...] = ()
-    norms: tuple[str, ...] = ()
-    activation: str | None = None
-    unit: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Site(Path):
+class Site:
     """Module names, relative to the network, of one place where filters can be removed.
 
     The channels' values before the `activation` are the sum of what `norms` give (one batch norm inside a
     block, one per writer in a residual stream); where there is none, `input_norm` is the layer norm before
-    the producer. `unit` channels go together (a group of a grouped convolution); `kind` is the same for
-    sites of the same structure. `branch` is the batch norm that ends the block and `residual` are those whose
-    sum is the residual stream behind it; both are empty where there are none.
+    the producer. `carriers` pass the channels on; `squeezes` and `expands` are the layers of squeeze-excite.
+    `unit` channels go together (a group of a grouped convolution); `kind` is the same for sites of the same
+    structure. `branch` is the batch norm that ends the block and `residual` are those whose sum is the residual
+    stream behind it; both are empty where there are none.
     """
 
-    kind: str
+    kind: str = ""
     producers: tuple[str, ...] = ()
     consumers: tuple[Consumer, ...] = ()
+    carriers: tuple[str, ...] = ()
+    squeezes: tuple[Consumer, ...] = ()
+    expands: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
     input_norm: str | None = None
+    activation: str | None = None
+    unit: int = 1
     branch: tuple[str, ...] = ()
     residual: tuple[str, ...] = ()
 
@@ -98,27 +93,34 @@ def find_sites(network: nn.Module, granularity: str = "filter") -> list[Site]:
     """
     choose("granularity", granularity, GRANULARITIES)
     label = getattr(network, "name", type(network).__name__)
-    chains = list(_chains(network).values())
-    stem = _stem(network)
-    sites: list[Site] = []
-    residual = _norms(stem.written()) if stem else ()
+    stem, chains = _stem(network), _chains(network).values()
+    stages, sites = [_Stage([stem] if stem else [])], []
     for chain in chains:
-        written = _norms(chain.written())
-        residual = (*residual, *written) if chain.adds_its_input else written
-        sites += chain.inner_sites(residual)
+        stages[-1].readers.append(chain)
+        if not chain.adds_its_input:
+            stages.append(_Stage())
+        stages[-1].writers.append(chain)
+        sites += chain.inner_sites(_norms(stages[-1].written))
     if granularity == "channel" and chains:
         if stem is None and not any(type(module) in STEMS for module in network.modules()):
             raise UserError(
                 f"{label} offers no granularity 'channel': expected a convolutional network whose residual "
                 "stream is written through batch norms. Choose granularity='filter'."
             )
-        sites += _residual_streams(network, stem, chains)
+        for layer in undeclared_layers(network):
+            raise UserError(
+                f"{layer.name} of {label} is in no declared block: expected those of lib/pruning/blocks.py alone "
+                "between the stem and the last one. Choose granularity='filter', which says what share of the "
+                "MACs it reaches."
+            )
+        if stem:  # the last stage's width is the representation's
+            sites += [stage.residual_stream() for stage in stages][:-1]
     if not sites:
-        kinds = sorted({chain.kind for chain in chains})
+        kinds = " and ".join(sorted({chain.kind for chain in chains})) or "none"
         raise UserError(
             f"{label} has no filters that can be removed, 0 % of its MACs are in reach: expected blocks that "
-            "lib/pruning/blocks.py declares, with filters inside, and found "
-            f"{' and '.join(kinds) or 'none'}. docs/extending.md tells how to declare another."
+            f"lib/pruning/blocks.py declares, with filters inside, and found {kinds}. docs/extending.md tells how "
+            "to declare another."
         )
     return sites
 
@@ -129,13 +131,27 @@ def residual_sums(network: nn.Module) -> dict[str, tuple[str, bool]]:
     A module, and whether the sum enters it (the activation behind the sum) or leaves it (the block). Blocks
     that add nothing, or an activated branch, are left out.
     """
-    sums = {}
-    for name, chain in _chains(network).items():
-        last = chain.branch.mixing[-1]
-        adds = chain.adds_its_input or len(chain.rows) > 1
-        if adds and not _activations(chain.branch.layers[last:]):
-            sums[chain.branch.last.name] = (chain.final_activation or name, bool(chain.final_activation))
-    return sums
+    return {
+        chain.written[0].name: (chain.final_activation or name, bool(chain.final_activation))
+        for name, chain in _chains(network).items()
+        if chain.adds_its_input or len(chain.written) > 1
+        if not _named(chain.branch[chain.mixing[-1] :], _ACTIVATIONS)
+    }
+
+
+def undeclared_layers(network: nn.Module) -> list[Layer]:
+    """Mixing layers before the last declared block that neither a block nor the stem accounts for.
+
+    None where the residual stream does not run through convolutions, as in ConvNeXt and transformers.
+    """
+    stem = _stem(network)
+    if stem is None:
+        return []
+    layers = [Layer(*named) for named in network.named_modules() if isinstance(named[1], (nn.Conv2d, nn.Linear))]
+    blocks = tuple(f"{name}." for name in _chains(network))
+    last = max((place for place, layer in enumerate(layers) if layer.name.startswith(blocks)), default=0)
+    known = {layer.name for layer in stem.branch}
+    return [layer for layer in layers[:last] if not layer.name.startswith(blocks) and layer.name not in known]
 
 
 def _chains(network: nn.Module) -> dict[str, "_Chain"]:
@@ -165,10 +181,6 @@ _TRANSPARENT = (
 _CONTAINERS = (nn.Sequential, timm.layers.ConvNormAct, timm.layers.Mlp, timm.models.vgg.ConvMlp)
 
 
-def _is_mixing(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
-
-
 def _layers_in(name: str, module: nn.Module) -> Iterator[Layer]:
     """The layers in a module, in the order of the forward pass, a fused norm and activation as two."""
     if isinstance(module, (*BATCH_NORMS, nn.LayerNorm)):
@@ -194,28 +206,11 @@ def _layers_in(name: str, module: nn.Module) -> Iterator[Layer]:
         )
 
 
-class _Row:
-    """Layers in the order of the forward pass, and the places of those that mix channels."""
-
-    def __init__(self, layers: list[Layer]):
-        self.layers = layers
-        self.mixing = [place for place, layer in enumerate(layers) if _is_mixing(layer.module)]
-
-    def consumer(self, place: int) -> Consumer:
-        behind = _batch_norms(self.layers[place + 1 : place + 2])
-        return Consumer(self.layers[place].name, behind[0] if behind else None)
-
-    @property
-    def first(self) -> Consumer:
-        return self.consumer(self.mixing[0])
-
-    @property
-    def last(self) -> Consumer:
-        return self.consumer(self.mixing[-1])
-
-
 class _Chain:
-    """A block as rows of layers: its branch, and its shortcut where that has layers of its own."""
+    """A block as rows of layers: its branch, and its shortcut where that has layers of its own.
+
+    It reads the residual stream with each row's first mixing layer and writes it with the last, the branch's first.
+    """
 
     def __init__(self, network: nn.Module, name: str, block: Block):
         owner = network.get_submodule(name)
@@ -227,48 +222,62 @@ class _Chain:
                     f"{prefix}{optional} is a {type(module).__name__}: expected a {self.kind} without one. "
                     "docs/extending.md tells how to declare another kind of block."
                 )
-
-        def row(modules: str) -> _Row:
-            named = [(f"{prefix}{part}", owner.get_submodule(part)) for part in modules.split()]
-            return _Row([layer for part in named for layer in _layers_in(*part)])
-
         beside = block.shortcut if block.shortcut and getattr(owner, block.shortcut) is not None else ""
-        self.branch, shortcut = row(block.branch), row(beside)
-        self.rows = [self.branch, shortcut] if shortcut.layers else [self.branch]
-        self.adds_its_input = block.adds_input(owner) and not shortcut.layers
-        own = _activations(self.branch.layers[-1:])
+        self.branch, shortcut = (
+            [layer for part in parts.split() for layer in _layers_in(f"{prefix}{part}", owner.get_submodule(part))]
+            for parts in (block.branch, beside)
+        )
+        self.mixing = _mixing(self.branch)
+        rows = [self.branch, shortcut] if shortcut else [self.branch]
+        self.read, self.written = ([_consumer(row, _mixing(row)[end]) for row in rows] for end in (0, -1))
+        self.adds_its_input = block.adds_input(owner) and not shortcut
+        own = _named(self.branch[-1:], _ACTIVATIONS)
         self.final_activation = f"{prefix}{block.activation}" if block.activation else next(iter(own), None)
 
     def inner_sites(self, residual: tuple[str, ...]) -> Iterator[Site]:
         """Sites between one mixing layer of the branch and the next."""
-        layers, mixing = self.branch.layers, self.branch.mixing
-        for place, (first, last) in enumerate(pairwise(mixing)):
-            path = _path_through(layers[first + 1 : last])
-            before = layers[first - 1] if first else None
-            yield Site(
-                **{**vars(path), "norms": path.norms[-1:]},
-                producers=(layers[first].name,),
-                consumers=(self.branch.consumer(last),),
+        for place, (first, last) in enumerate(pairwise(self.mixing)):
+            path = _path_through(self.branch[first + 1 : last])
+            yield replace(
+                path,
                 kind=f"{self.kind} {place}",
-                input_norm=before.name if before and isinstance(before.module, nn.LayerNorm) else None,
-                branch=_norms(self.written())[:1],
+                producers=(self.branch[first].name,),
+                consumers=(_consumer(self.branch, last),),
+                norms=path.norms[-1:],
+                input_norm=next(iter(_named(self.branch[:first][-1:], (nn.LayerNorm,))), None),
+                branch=_norms(self.written)[:1],
                 residual=residual,
             )
 
-    def opening(self) -> Path:
-        """What the residual stream passes through before the branch's first mixing layer."""
-        return _path_through(self.branch.layers[: self.branch.mixing[0]])
 
-    def read(self) -> list[Consumer]:
-        """The layers that use the residual stream."""
-        return [row.first for row in self.rows]
+@dataclass
+class _Stage:
+    """The blocks that write one residual stream, and those that read it."""
 
+    writers: list[_Chain] = field(default_factory=list)
+    readers: list[_Chain] = field(default_factory=list)
+
+    @property
     def written(self) -> list[Consumer]:
-        """The mixing layers whose sum the block adds to the residual stream, the branch's first."""
-        return [row.last for row in self.rows]
+        return [layer for chain in self.writers for layer in chain.written]
+
+    def residual_stream(self) -> Site:
+        norms = _norms(self.written)
+        passed = [_path_through(chain.branch[: chain.mixing[0]]) for chain in self.readers]
+        return Site(
+            kind="residual stream",
+            producers=tuple(writer.name for writer in self.written),
+            consumers=tuple(layer for chain in self.readers for layer in chain.read),
+            carriers=(*norms, *(name for path in passed for name in path.carriers)),
+            squeezes=tuple(squeeze for path in passed for squeeze in path.squeezes),
+            expands=tuple(name for path in passed for name in path.expands),
+            norms=norms,
+            activation=self.writers[0].final_activation,
+        )
 
 
-def _path_through(layers: list[Layer]) -> Path:
+def _path_through(layers: list[Layer]) -> Site:
+    """What channels pass through between two mixing layers, as a site without them."""
     for name, module in layers:
         widens = isinstance(module, nn.Conv2d) and module.in_channels != module.out_channels
         if widens or isinstance(module, nn.LayerNorm):
@@ -277,32 +286,37 @@ def _path_through(layers: list[Layer]) -> Path:
                 "expected batch norms, activations, squeeze-excite and grouped convolutions of one width "
                 "there. Choose another network, or granularity='filter'."
             )
-    excites = [(n, *_SQUEEZE_EXCITES[type(m)]) for n, m in layers if type(m) in _SQUEEZE_EXCITES]
-    carriers = [layer for layer in layers if isinstance(layer.module, (*BATCH_NORMS, nn.Conv2d))]
-    grouped = [module for _, module in carriers if isinstance(module, nn.Conv2d)]
-    return Path(
+    excites = [(name, *_SQUEEZE_EXCITES[type(module)]) for name, module in layers if type(module) in _SQUEEZE_EXCITES]
+    return Site(
+        carriers=_named(layers, (*BATCH_NORMS, nn.Conv2d)),
         squeezes=tuple(Consumer(f"{name}.{squeeze}", None) for name, squeeze, _ in excites),
         expands=tuple(f"{name}.{expand}" for name, _, expand in excites),
-        carriers=tuple(layer.name for layer in carriers),
-        norms=_batch_norms(layers),
-        activation=next(reversed(_activations(layers)), None),
-        unit=math.lcm(1, *(conv.out_channels // conv.groups for conv in grouped)),
+        norms=_named(layers, BATCH_NORMS),
+        activation=next(reversed(_named(layers, _ACTIVATIONS)), None),
+        unit=math.lcm(1, *(conv.out_channels // conv.groups for _, conv in layers if isinstance(conv, nn.Conv2d))),
     )
 
 
-def _batch_norms(layers: list[Layer]) -> tuple[str, ...]:
-    return tuple(layer.name for layer in layers if isinstance(layer.module, BATCH_NORMS))
+def _mixing(layers: list[Layer]) -> list[int]:
+    """The places of the layers that mix channels."""
+    return [
+        place
+        for place, (_, module) in enumerate(layers)
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+    ]
 
 
-def _activations(layers: list[Layer]) -> tuple[str, ...]:
-    return tuple(layer.name for layer in layers if isinstance(layer.module, _ACTIVATIONS))
+def _named(layers: list[Layer], kinds: tuple[type[nn.Module], ...]) -> tuple[str, ...]:
+    return tuple(layer.name for layer in layers if isinstance(layer.module, kinds))
+
+
+def _consumer(layers: list[Layer], place: int) -> Consumer:
+    behind = _named(layers[place + 1 : place + 2], BATCH_NORMS)
+    return Consumer(layers[place].name, next(iter(behind), None))
 
 
 def _norms(writers: list[Consumer]) -> tuple[str, ...]:
     return tuple(writer.norm for writer in writers if writer.norm)
-
-
-# --- residual streams -------------------------------------------------------------------------------
 
 
 def _stem(network: nn.Module) -> _Chain | None:
@@ -311,63 +325,3 @@ def _stem(network: nn.Module) -> _Chain | None:
         if modules := STEMS.get(type(module)):
             return _Chain(network, name, Block(modules, skip=False))
     return None
-
-
-def undeclared_layers(network: nn.Module) -> list[Layer]:
-    """Mixing layers before the last declared block that neither a block nor the stem accounts for.
-
-    None where the residual stream does not run through convolutions, as in ConvNeXt and transformers.
-    """
-    stem = _stem(network)
-    if stem is None:
-        return []
-    blocks = tuple(f"{name}." for name, module in network.named_modules() if type(module) in BLOCKS)
-    known = {layer.name for layer in stem.branch.layers}
-    mixing = [
-        Layer(name, module) for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))
-    ]
-    last = max((place for place, layer in enumerate(mixing) if layer.name.startswith(blocks)), default=0)
-    return [layer for layer in mixing[:last] if not layer.name.startswith(blocks) and layer.name not in known]
-
-
-def _residual_streams(network: nn.Module, stem: _Chain | None, chains: list[_Chain]) -> list[Site]:
-    """The residual stream of every stage but the last, whose width is the representation's."""
-    if stem is None:
-        return []
-    for layer in undeclared_layers(network):
-        raise UserError(
-            f"{layer.name} of {getattr(network, 'name', 'this network')} is in no declared block: expected "
-            "those of lib/pruning/blocks.py alone between the stem and the last one. Choose "
-            "granularity='filter', which says what share of the MACs it reaches."
-        )
-    finished, current = [], _opened(stem)
-    for chain in chains:
-        passed = chain.opening()
-        current = replace(
-            current,
-            carriers=(*current.carriers, *passed.carriers),
-            squeezes=(*current.squeezes, *passed.squeezes),
-            expands=(*current.expands, *passed.expands),
-            consumers=(*current.consumers, *chain.read()),
-        )
-        if chain.adds_its_input:
-            current = _written(current, chain.written())
-        else:
-            finished.append(current)
-            current = _opened(chain)
-    return finished
-
-
-def _opened(chain: _Chain) -> Site:
-    """A residual stream that `chain` is the first to write."""
-    return _written(Site(kind="residual stream", activation=chain.final_activation), chain.written())
-
-
-def _written(stream: Site, writers: list[Consumer]) -> Site:
-    norms = _norms(writers)
-    return replace(
-        stream,
-        producers=(*stream.producers, *(writer.name for writer in writers)),
-        carriers=(*stream.carriers, *norms),
-        norms=(*stream.norms, *norms),
-    )

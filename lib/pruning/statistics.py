@@ -1,7 +1,9 @@
 """What images say about a network's channels: moments of the inputs of every consumer, in one pass."""
 
 from collections.abc import Callable
-from functools import cached_property
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +16,11 @@ POSITIONS = 64  # positions a feature map and image that moments are taken from,
 LEAVES = 400  # discs of a synthetic image: they cover it several times over
 
 
+@dataclass
 class Moments:
     """Samples (rows, C) of what enters a reader, with their mean (C,) and covariance (C, C)."""
 
-    def __init__(self, rows: Tensor):
-        self.rows = rows
+    rows: Tensor
 
     @cached_property
     def mean(self) -> Tensor:
@@ -51,19 +53,14 @@ def sampled_rows(layer: nn.Module, inputs: Tensor) -> Tensor:
 def reader_moments(network: nn.Module, sites: list[Site], images: Tensor) -> dict[str, Moments]:
     """Moments of the inputs of all readers of `sites` over normalised images (N, 3, H, W), one pass."""
     found: dict[str, Moments] = {}
-    handles = []
-    for site in sites:
-        for reader in site.readers:
 
-            def hook(layer: nn.Module, inputs: tuple[Tensor, ...], name: str = reader.name) -> None:
-                found[name] = Moments(sampled_rows(layer, inputs[0]))
+    def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found[name] = Moments(sampled_rows(layer, inputs[0]))
 
-            handles.append(network.get_submodule(reader.name).register_forward_pre_hook(hook))
-    try:
+    with ExitStack() as hooks:
+        for name in (reader.name for site in sites for reader in site.readers):
+            hooks.enter_context(network.get_submodule(name).register_forward_pre_hook(partial(look, name)))
         network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     for name, moments in found.items():
         if not moments.rows.isfinite().all():
             raise UserError(
@@ -108,9 +105,8 @@ def synthetic_images(count: int, side: int, seed: int) -> Tensor:
         smallest, largest = side / 64, side / 2
         radius = (uniform * (largest**-2 - smallest**-2) + smallest**-2).rsqrt()
         centre = torch.rand(2, count, 1, 1, generator=generator) * side
-        colour = torch.randn(count, 3, 1, 1, generator=generator) + 0.5 * torch.randn(
-            count, 1, 1, 1, generator=generator
-        )
+        colour = torch.randn(count, 3, 1, 1, generator=generator)
+        colour = colour + 0.5 * torch.randn(count, 1, 1, 1, generator=generator)
         inside = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius[:, None, None] ** 2
         images = torch.where(inside[:, None], colour, images)
     images = images - images.mean((0, 2, 3), keepdim=True)
@@ -150,10 +146,8 @@ def expected_activation(network: nn.Module, site: Site, gated: bool = True) -> t
 def _before_activation(network: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
     if site.norms:
         norms = [network.get_submodule(name) for name in site.norms]
-        return (
-            torch.stack([norm.bias for norm in norms]).sum(0),
-            torch.stack([norm.weight.square() for norm in norms]).sum(0).sqrt(),
-        )
+        variance = torch.stack([norm.weight.square() for norm in norms]).sum(0)
+        return torch.stack([norm.bias for norm in norms]).sum(0), variance.sqrt()
     if site.input_norm is None:
         raise UserError(
             f"There is no norm at {site.name} that tells what its channels carry: choose a criterion that "
@@ -162,8 +156,7 @@ def _before_activation(network: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
     norm, producer = network.get_submodule(site.input_norm), network.get_submodule(site.name)
     weight = producer.weight.flatten(1)  # ConvNeXt's may be a 1x1 convolution
     mean = weight @ norm.bias
-    if producer.bias is not None:
-        mean = mean + producer.bias
+    mean = mean if producer.bias is None else mean + producer.bias
     return mean, (weight * norm.weight).norm(dim=1)
 
 
@@ -173,8 +166,5 @@ def _gate(excite: nn.Module, mean: Tensor, squeeze: str) -> Tensor:
     The module multiplies its input by the gate, so an image of ones gives the gate itself.
     """
     layer = excite.get_submodule(squeeze.rpartition(".")[2])
-    handle = layer.register_forward_pre_hook(lambda *_: (mean[None, :, None, None],))
-    try:
+    with layer.register_forward_pre_hook(lambda *_: (mean[None, :, None, None],)):
         return excite(torch.ones(1, len(mean), 1, 1, dtype=mean.dtype))[0, :, 0, 0]
-    finally:
-        handle.remove()
