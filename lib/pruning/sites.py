@@ -94,7 +94,7 @@ def find_sites(network: nn.Module, granularity: str = "filter") -> list[Site]:
     choose("granularity", granularity, GRANULARITIES)
     label = getattr(network, "name", type(network).__name__)
     stem, chains = _stem(network), _chains(network).values()
-    stages, sites = [_Stage([stem] if stem else [])], []
+    stages, sites = [_Stage([stem] if stem else [])], list[Site]()
     for chain in chains:
         stages[-1].readers.append(chain)
         if not chain.adds_its_input:
