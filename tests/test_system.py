@@ -163,7 +163,9 @@ def test_edited_plots_are_redrawn_without_training(project):
     project.make()
     assert project.times("build/smoke/arms") == arms and project.times("build/runs") == runs
     redrawn = project.times("figures/smoke")
-    assert redrawn.keys() == figures.keys() and all(redrawn[name] > figures[name] for name in figures)
+    drawings = [name for name in figures if not name.endswith(".json")]  # what that says of them is as before
+    assert redrawn.keys() == figures.keys() and drawings
+    assert all(redrawn[name] > figures[name] for name in drawings)
 
 
 def test_edited_comment_does_nothing(project):
