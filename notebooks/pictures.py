@@ -24,7 +24,7 @@ def filters_and_macs(table: pd.DataFrame) -> Figure:
     sites = sites.melt(["ratio", "site"], ["filters", "million MACs, one image"], "shown")
     looks = {ratio: share_look(ratio) for ratio in sorted(set(sites["ratio"]))}
     x, y = Axis("site", "site, from image to representation"), Axis("value", "", shared=False)
-    figure = panels(sites, "ratio", looks, x, y, 2.7, 6, col="shown")
+    figure = panels(sites, "ratio", looks, x, y, height=2.7, columns=6, col="shown")
     for axes in figure.axes:
         axes.set_ylim(bottom=0)
     return figure
@@ -60,7 +60,9 @@ def time_against_macs(table: pd.DataFrame) -> Figure:
         Axis("share_of_macs", "share of its MACs"),
         Axis("share_of_time", "share of the dense network's\nmeasured time"),
     )
-    figure = panels(table, ["work", "granularity"], looks, x, y, 2.6, 2, col="backbone", width=COLUMN_WIDTH)
+    figure = panels(
+        table, ["work", "granularity"], looks, x, y, height=2.6, columns=2, col="backbone", width=COLUMN_WIDTH
+    )
     for axes in figure.axes:
         axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, zorder=0)
     return figure
@@ -77,7 +79,9 @@ def granularity_by_distance(table: pd.DataFrame) -> Figure:
     looks = palette(sorted(set(table["budget"])), "viridis", "{:g} dense epochs", linewidth=0, pointsize=3)
     x = Axis("distance", "a task's distance (nats)", "row")
     y = Axis("points", "filter minus channel\n(points of accuracy)", zero=True)
-    return panels(table, "budget", looks, x, y, 0.8 + 1.6 * table["unit"].nunique(), 5, col="removed", row="unit")
+    return panels(
+        table, "budget", looks, x, y, height=0.8 + 1.6 * table["unit"].nunique(), columns=5, col="removed", row="unit"
+    )
 
 
 @in_style

@@ -29,7 +29,7 @@ def errors(records: pd.DataFrame, means: pd.DataFrame, front: pd.DataFrame | Non
     pruned, own = means["arm"].map(about["ratio"]) > 0, means["arm"].map(about["granularity"])
     shown = pd.concat([means[~pruned | (own == name)].assign(granularity=name) for name in names])
     height = 0.9 + 0.06 * shown["arm"].nunique() + 1.5 * len(names)
-    return panels(shown, "arm", arm_looks(records), BUDGET, ERROR, height, col="unit", row="granularity")
+    return panels(shown, "arm", arm_looks(records), BUDGET, ERROR, height=height, col="unit", row="granularity")
 
 
 def _told_apart(records: pd.DataFrame) -> pd.DataFrame:
@@ -43,7 +43,7 @@ def _told_apart(records: pd.DataFrame) -> pd.DataFrame:
 def one_run(records: pd.DataFrame) -> Figure:
     """Test error against the budget, one curve per task of a run."""
     table = _told_apart(records)
-    return panels(table, "task", palette(table["task"], "husl"), BUDGET, ONE_ERROR, 3.4, 4, width=4.5)
+    return panels(table, "task", palette(table["task"], "husl"), BUDGET, ONE_ERROR, height=3.4, columns=4, width=4.5)
 
 
 @in_style
@@ -52,7 +52,7 @@ def error_by_task(records: pd.DataFrame) -> Figure:
     records = records[records["unit"] == records["unit"].iloc[0]]
     means = records.groupby(["event", "task", "arm", "budget"])["error_test"].mean().reset_index()
     budget = BUDGET._replace(label=BUDGET.label.replace(" (", "\n("))  # panels are narrow
-    return panels(_told_apart(means), "arm", arm_looks(records), budget, ONE_ERROR, 4, col="task", wrap=5)
+    return panels(_told_apart(means), "arm", arm_looks(records), budget, ONE_ERROR, height=4, col="task", wrap=5)
 
 
 @in_style
@@ -68,9 +68,11 @@ def improvement(records: pd.DataFrame, gains: pd.DataFrame, measures: dict[str, 
         tables.append(gains[["unit", "arm", "budget"]].join(scaled).assign(measure=called))
     curves = pd.concat(tables), "arm", arm_looks(records), BUDGET
     if len(measures) == 1:
-        return panels(*curves, Axis("gain", called, zero=True), 3.1, col="unit")
+        return panels(*curves, Axis("gain", called, zero=True), height=3.1, col="unit")
     height = 1 + 1.6 * gains["unit"].nunique()
-    return panels(*curves, Axis("gain", "gained over dense", "col", zero=True), height, col="measure", row="unit")
+    return panels(
+        *curves, Axis("gain", "gained over dense", "col", zero=True), height=height, col="measure", row="unit"
+    )
 
 
 def _by_learner(table: pd.DataFrame, x: Axis, y: Axis) -> Figure:
@@ -78,7 +80,7 @@ def _by_learner(table: pd.DataFrame, x: Axis, y: Axis) -> Figure:
     shares = table["ratio"].map(lambda ratio: share_look(ratio).label)
     looks = palette(table["learner"], "colorblind")
     table = table.assign(network=table["unit"].str.split("@").str[0] + "\n" + shares)
-    return panels(table, "learner", looks, x, y, 2.7, len(looks), col="network")
+    return panels(table, "learner", looks, x, y, height=2.7, columns=len(looks), col="network")
 
 
 @in_style
@@ -105,7 +107,7 @@ def best_ratio(by_ratio: pd.DataFrame) -> Figure:
     looks = {(False, budget): look for budget, look in budgets.items()}
     looks |= {(True, budget): Look(look.line | star) for budget, look in budgets.items()}
     x, y = Axis("ratio", "share of filters removed"), Axis("error", "test error, mean over tasks")
-    figure = panels(table, ["best", "budget"], looks, x, y, 2.9, 5, col="panel")
+    figure = panels(table, ["best", "budget"], looks, x, y, height=2.9, columns=5, col="panel")
     figure.axes[0].xaxis.set_major_formatter("{x:.0%}")  # which the panels share
     return figure
 
@@ -130,7 +132,7 @@ def asymptotes(means: pd.DataFrame, fits: pd.DataFrame) -> Figure:
         looks["law", ratio] = Look(colour | {"linewidth": 0.8, "marker": ""})
         looks["floor", ratio] = Look(colour | {"linewidth": 0, "marker": "_", "pointsize": 7})
     y = Axis("error", "test error, mean over tasks\n(right: fitted floors)")
-    return panels(table, ["kind", "ratio"], looks, BUDGET, y, 2.8, 6, col="panel")
+    return panels(table, ["kind", "ratio"], looks, BUDGET, y, height=2.8, columns=6, col="panel")
 
 
 @in_style
@@ -146,4 +148,4 @@ def regret(table: pd.DataFrame, records: pd.DataFrame, named: Iterable[str]) -> 
     shown = table[table["arm"].isin(["adviser", *named, *best])]
     means = shown.groupby(["choice", "arm", "budget"], sort=False)["regret"].mean().reset_index()
     y = Axis("regret", "error above the best in hindsight\n(mean over tasks)")
-    return panels(means, "arm", arm_looks(records, "always {}"), BUDGET, y, 3.2, col="choice")
+    return panels(means, "arm", arm_looks(records, "always {}"), BUDGET, y, height=3.2, col="choice")

@@ -89,7 +89,7 @@ BUDGET = Axis("budget", "budget (dense epochs)")
 
 
 def panels(
-    table: pd.DataFrame, by: Any, looks: dict, x: Axis, y: Axis, height: float, columns: int = 3, **facets: Any
+    table: pd.DataFrame, by: Any, looks: dict, x: Axis, y: Axis, *, height: float, columns: int = 3, **facets: Any
 ) -> Figure:
     """Curves in panels: one for each value of the column, or columns, `by`, the first of `looks` behind the others.
 

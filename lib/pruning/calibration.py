@@ -85,8 +85,8 @@ class Calibration:
 
     def _corrections(self, repair: Repair, kept: dict[str, Tensor]) -> dict[str, Tensor]:
         start = cut(self.network, self.sites, kept).state_dict()
-        damage = Damage(copy.deepcopy(self.network), self.sites, kept)
         if not repair.cut:
+            damage = Damage(copy.deepcopy(self.network), self.sites, kept)
             if repair.solves:
                 damage.dense = self._moments(repair.needs)
             elif repair.needs == "images":
@@ -98,11 +98,11 @@ class Calibration:
             self.macs += damage.macs
             after = cut(damage.network, self.sites, kept).state_dict()
             return {name: value for name, value in after.items() if not torch.equal(value, start[name])}
-        dense, damage.images = self._looked_at(repair.needs, MORE_SYNTHETIC_IMAGES)
-        damage.original, damage.network = copy.deepcopy(dense).eval(), cut(dense, self.sites, kept).eval()
+        dense, images = self._looked_at(repair.needs, MORE_SYNTHETIC_IMAGES)
+        damage = Damage(cut(dense, self.sites, kept), self.sites, kept, images, original=dense)
         before = copy.deepcopy(damage.network.state_dict())
         for network in (dense, damage.network):
-            self._pass(network, damage.images)
+            self._pass(network, images)
         repair.correct(damage)
         self.macs += damage.macs
         # What the synthetic images alone did to the norms does not stay.

@@ -26,6 +26,7 @@ from lib.pruning.repairs import REPAIRS
 from lib.pruning.sites import GRANULARITIES, find_sites, undeclared_layers, width_of
 from lib.pruning.surgery import keep_channels
 
+# What a request names, and what is known of each kind.
 NAMES = {"criterion": CRITERIA, "scope": SCOPES, "granularity": GRANULARITIES, "repair": REPAIRS}
 FILE = "pruned.safetensors"  # in the folder that a pruned network is saved to
 

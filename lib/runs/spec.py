@@ -17,10 +17,7 @@ from lib.common.paths import LIB
 from lib.learning.engine import Engine, Precision
 from lib.learning.learners import LEARNERS
 from lib.networks.backbone import find_backbone, load_backbone
-from lib.pruning.allocation import SCOPES
-from lib.pruning.criteria import CRITERIA
-from lib.pruning.repairs import REPAIRS
-from lib.pruning.sites import GRANULARITIES
+from lib.pruning.plan import NAMES
 from lib.streams.load import list_tasks
 from lib.streams.task import Task, TaskData
 
@@ -30,7 +27,7 @@ MOST_EPOCHS = 10_000
 # What changes no number: the list of budgets, and how the same tasks and weights are had.
 _NOT_IN_KEY = {"budgets", "missing", "stream", "tasks", "weights"}
 
-_NAMES = {"criterion": CRITERIA, "scope": SCOPES, "granularity": GRANULARITIES, "repair": REPAIRS, "learner": LEARNERS}
+_NAMES = {**NAMES, "learner": LEARNERS}
 
 
 @cache
