@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.learning.job import Job
 from lib.learning.probe import affordable_probe, probe_macs, probed, stratified
@@ -15,10 +15,13 @@ from lib.learning.search import search
 from lib.learning.training import Diverged, Recipe, TaskNetwork, error_of, fine_tune, representation
 from lib.networks.backbone import Backbone
 from lib.networks.macs import forward_macs
+from lib.pruning.sites import last_stage_of
 from lib.streams.task import are_tags
 
 PRETRAINED = "pretrained"  # where a network started from, unless it is an event
+TOO_SMALL = "the budget is too small for two images"
 NEIGHBOURS = 5
+PIXELS = 32
 COMPARED_IMAGES, LEAST_COMPARED_IMAGES = 64, 16
 
 
@@ -47,10 +50,6 @@ class Learner:
     remembers: int
     fine_tunes: bool
 
-    def shares(self, trials: int) -> bool:
-        """Whether all budgets of a task start alike, and so share the trunk of their trainings."""
-        return self.fine_tunes and self.remembers == 0 and trials == 1
-
 
 LEARNERS: dict[str, Learner] = {}
 
@@ -68,7 +67,7 @@ def learner(name: str, remembers: int = 0, fine_tunes: bool = True) -> Callable[
 @learner("independent")
 def independent(job: Job) -> Learnt:
     """Each task alone, from the pretrained, pruned network."""
-    return _fine_tuned(job, TaskNetwork(job.start, job.task.num_classes), job.recipe())
+    return _fine_tuned(job, TaskNetwork(job.start, job.task.num_classes))
 
 
 @learner("previous", remembers=1)
@@ -76,7 +75,7 @@ def previous(job: Job) -> Learnt:
     """Each task from the network that the last one left behind."""
     last = next(iter(job.memory.events_before(job.event)), PRETRAINED)
     network = TaskNetwork(_candidate(job, last), job.task.num_classes)
-    return _fine_tuned(job, network, job.recipe(), last)
+    return _fine_tuned(job, network, last)
 
 
 @learner("dynamic", remembers=7)
@@ -101,22 +100,64 @@ def dynamic(job: Job) -> Learnt:
 
     # Ties go to the pretrained network, then to the latest event.
     best = min(candidates, key=misfit) if compared > 1 else PRETRAINED
-    return _fine_tuned(job, TaskNetwork(_candidate(job, best), job.task.num_classes), job.recipe(), best)
+    return _fine_tuned(job, TaskNetwork(_candidate(job, best), job.task.num_classes), best)
 
 
 @learner("probe", fine_tunes=False)
 def probe(job: Job) -> Learnt:
     """A linear head on the frozen network, on all training images, or as many as the budget pays for."""
-    network, _ = _probed(job, job.ledger.left)
-    return Learnt(network)
+    network, images = _probed(job, job.start, job.ledger.left)
+    return Learnt(network, note="" if images else TOO_SMALL)
 
 
 @learner("probe_finetune")
 def probe_finetune(job: Job) -> Learnt:
     """The head of `probe` first, for at most half of the budget, then everything (Kumar et al., 2022)."""
-    network, images = _probed(job, job.ledger.left // 2)
-    checkpoints = job.checkpoints.under(f"head of {images}")  # budgets share what follows on the same head
-    return _fine_tuned(replace(job, checkpoints=checkpoints), network, job.recipe(probed=images > 0))
+    network, images = _probed(job, job.start, job.ledger.left // 2)
+    recipe = replace(job.recipe, frozen_norms=images > 0)
+    return _fine_tuned(replace(job, recipe=recipe), network)
+
+
+@learner("last_stage")
+def last_stage(job: Job) -> Learnt:
+    """The last stage and the head alone: backward ends there."""
+    network = TaskNetwork(job.start, job.task.num_classes)
+    trained = last_stage_of(job.start)
+    for name, parameter in network.body.named_parameters():
+        parameter.requires_grad_(f"body.{name}" in trained)
+    return _fine_tuned(job, network)
+
+
+@learner("norms")
+def norms(job: Job) -> Learnt:
+    """The scales and shifts of batch norms, and the head (in the way of Frankle et al., 2021)."""
+    network = TaskNetwork(job.start, job.task.num_classes)
+    network.body.requires_grad_(False)
+    for module in network.body.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.requires_grad_(True)
+    return _fine_tuned(job, network)
+
+
+@learner("pixels", fine_tunes=False)
+def pixels(job: Job) -> Learnt:
+    """A control: the head of `probe` on raw pixels, 32 a side."""
+    body = nn.Sequential(nn.AdaptiveAvgPool2d(PIXELS), nn.Flatten())
+    start = job.start
+    raw = Backbone("pixels", body, None, start.image_size, start.mean, start.std, feature_dim=3 * PIXELS**2)
+    network, images = _probed(job, raw, job.ledger.left)
+    return Learnt(network, note="" if images else TOO_SMALL)
+
+
+@learner("majority", fine_tunes=False)
+def majority(job: Job) -> Learnt:
+    """A control: the most frequent class, or each tag by its frequency. It computes nothing."""
+    network = TaskNetwork(job.start, job.task.num_classes)
+    labels = job.data.train.labels
+    counts = labels.sum(0) if are_tags(labels) else torch.bincount(labels, minlength=job.task.num_classes)
+    with torch.no_grad():
+        network.head.bias.copy_(counts / len(labels))
+    return Learnt(network)
 
 
 def _candidate(job: Job, origin: int | str) -> Backbone:
@@ -142,26 +183,28 @@ def _comparison_macs(forward: int, width: int, images: int) -> int:
     return images * forward + images**2 * width
 
 
-def _probed(job: Job, macs: int) -> tuple[TaskNetwork, int]:
-    """The starting network under a head solved on so many images, or of zeros where `macs` pay for none."""
-    sizes = forward_macs(job.start, job.image_size), job.start.feature_dim, job.task.num_classes
+def _probed(job: Job, start: Backbone, macs: int) -> tuple[TaskNetwork, int]:
+    """`start` under a head solved on so many images, or of zeros where `macs` pay for none."""
+    sizes = forward_macs(start, job.image_size), start.feature_dim, job.task.num_classes
     images = affordable_probe(*sizes, len(job.data.train), macs)
     if images == 0:
-        return TaskNetwork(job.start, job.task.num_classes), 0
+        return TaskNetwork(start, job.task.num_classes), 0
     job.ledger.charge("probe", probe_macs(*sizes, images))
     chosen = stratified(job.data.train, images)
-    return probed(job.start, chosen, job.task.num_classes, job.engine), images
+    return probed(start, chosen, job.task.num_classes, job.engine), images
 
 
-def _fine_tuned(job: Job, network: TaskNetwork, ruled: Recipe, started_from: int | str = PRETRAINED) -> Learnt:
+def _fine_tuned(job: Job, network: TaskNetwork, started_from: int | str = PRETRAINED) -> Learnt:
     """Search a recipe where trials are asked for, then train with all that is left."""
-    recipe, note = search(network, job, ruled)
-    seed, checkpoints = job.seed, job.checkpoints
+    recipe, note = search(network, job)
+    train, seed = job.data.train, job.seed
     try:
-        steps = fine_tune(network, job.data.train, job.ledger, recipe, job.engine, seed=seed, checkpoints=checkpoints)
+        steps = fine_tune(network, train, job.ledger, recipe, job.engine, seed=seed, checkpoints=job.checkpoints)
     except Diverged as error:
         untrained = TaskNetwork(job.start, job.task.num_classes)
         return Learnt(untrained, error.steps, recipe, started_from, note=str(error))
+    if steps == 0 and job.ledger.spent.get("probe", 0) == 0:
+        return Learnt(network, started_from=started_from, note=TOO_SMALL)
     return Learnt(network, steps, recipe if steps else None, started_from, note)
 
 

@@ -1,61 +1,66 @@
-"""The learning rate of a run that searches none: a committed rule in network and ratio.
+"""The rates of body and head of a run that searches none: committed rules, by learner, network and granularity.
 
-log10(rate) = base + slope_ratio * ratio, held within the range that was searched. It does not depend on the
-budget, so all budgets of a task share the trunk of their trainings. A task that took part in the fit gets the
-rule that was fitted on the *other* tasks (dev images, never test), so no task has a hand in its own learning
-rate; any other task gets the rule of all of them.
-A head that was solved before training has rules of its own: what it goes by must move far less.
-`python -m tools.tune_rates` makes lib/learning/learning_rate.json.
+    log10(rate) = base + by_ratio * ratio + by_budget * log4(budget / 64)
+
+held within the rates that were tried. A task of a data set that took part in the fit gets the rule that was fitted
+on the *other* data sets (dev images, never test), so no task has a hand in its own rates; any other task gets the
+rule of all of them. `python -m tools.tune_rates` makes lib/learning/rates.json from the records of the fit.
 """
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from lib.common.errors import UserError
 
-TABLE = Path(__file__).parent / "learning_rate.json"
-ALL_TASKS = "*"
-HEADS = {False: "new head", True: "probed head"}  # the table's two parts
+TABLE = Path(__file__).parent / "rates.json"
+ALL = "*"
+# Learners that start alike are tuned together; so are networks that nothing is removed from.
+TUNED_AS = {"previous": "independent", "dynamic": "independent"}
 
 
 @dataclass(frozen=True)
-class Rule:
-    """log10 of the learning rate, linear in the ratio; and whose errors made it."""
+class Line:
+    """log10 of a rate, linear in the share removed and in the logarithm of the budget, within what was tried."""
 
     base: float
-    slope_ratio: float
+    by_ratio: float
+    by_budget: float
     low: float
     high: float
-    fitted_on: tuple[str, ...]
 
-    def __call__(self, ratio: float) -> float:
-        return min(max(10 ** (self.base + self.slope_ratio * ratio), self.low), self.high)
+    def __call__(self, ratio: float, budget: int) -> float:
+        exponent = self.base + self.by_ratio * ratio + self.by_budget * math.log(budget / 64, 4)
+        return min(max(10**exponent, self.low), self.high)
 
 
 @cache
-def _table(probed: bool) -> dict[str, dict[str, Rule]]:
-    stored = json.loads(TABLE.read_bytes())[HEADS[probed]]
-    return {name: {task: Rule(**rule) for task, rule in rules.items()} for name, rules in stored.items()}
+def _table() -> dict:
+    return json.loads(TABLE.read_bytes())
 
 
-def learning_rate(backbone: str, ratio: float, task: str = ALL_TASKS, probed: bool = False) -> float:
-    """The rule's learning rate for a backbone pruned by `ratio` and trained on `task`.
+def data_set(task: str) -> str:
+    """The data set of a task by its name in any stream: Fashion MNIST is fashion_mnist."""
+    return "".join(letter for letter in task.lower() if letter.isalnum())
 
-    `probed` says that the head was solved before. Raises UserError for a backbone without a rule.
+
+def rates(
+    learner: str, backbone: str, granularity: str, ratio: float, budget: int, task: str = ALL
+) -> tuple[float, float]:
+    """Rates of body and head for a task within a budget of dense images.
+
+    Raises UserError where no rule is known.
     """
-    table = _table(probed)
-    if backbone not in table:
+    learner = TUNED_AS.get(learner, learner)
+    try:
+        rules = _table()[learner][backbone][granularity]
+    except KeyError as error:
         raise UserError(
-            f"No learning rate is known for {backbone!r}{' with a probed head' if probed else ''}: expected "
-            f"one of {', '.join(table)}. Give learning_rate= in the spec, or fit a rule with "
-            f"`python -m tools.tune_rates {backbone}{' probe_finetune' if probed else ''}`."
-        )
-    rules = table[backbone]
-    return rules.get(task, rules[ALL_TASKS])(ratio)
-
-
-def as_json(rules: dict[str, Rule]) -> dict[str, dict]:
-    """Rules by task as they are stored."""
-    return {task: asdict(rule) for task, rule in rules.items()}
+            f"No rates are known for learner={learner!r}, backbone={backbone!r}, granularity={granularity!r}: give "
+            "body_rate= and head_rate= in the spec, or fit them with `python -m tools.tune_rates "
+            f"{backbone} {learner} {granularity}`."
+        ) from error
+    rule = rules.get(data_set(task), rules[ALL])
+    return Line(**rule["body"])(ratio, budget), Line(**rule["head"])(ratio, budget)

@@ -20,26 +20,27 @@ from lib.networks.macs import forward_macs, training_macs
 
 SHARE = 2  # one part in so many of the budget is for the search
 VALIDATION_IMAGES = 64
-LEAST_STEPS = 3  # a trial of fewer tells nothing
+LEAST_IMAGES = 48  # a trial of fewer tells nothing
 SPACE = {
-    "learning_rate": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True),
+    "body_rate": optuna.distributions.FloatDistribution(1e-6, 1e-2, log=True),
+    "head_rate": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True),
     "label_smoothing": optuna.distributions.FloatDistribution(0, 0.3),
     "weight_decay": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True),
 }
 
 
-def search(network: TaskNetwork, job: Job, ruled: Recipe) -> tuple[Recipe, str]:
+def search(network: TaskNetwork, job: Job) -> tuple[Recipe, str]:
     """The recipe for training `network` with what is left in the job's ledger, charged for the search.
 
-    `ruled` is the first of the trials. Each rung trains the recipes that are left from `network` anew, for
+    The job's own is the first of the trials. Each rung trains the recipes that are left from `network` anew, for
     twice as long as the rung before, and keeps the better half by the error on dev images. A trial that
     diverges is over and counts as all wrong; the note beside the recipe says how many did.
     """
-    each = training_macs(network, job.image_size)
+    ruled, each = job.recipe, training_macs(network, job.image_size)
     dev = job.data.dev.first(VALIDATION_IMAGES)
     validation = len(dev) * forward_macs(network, job.image_size)
     searched = job.ledger.left // SHARE
-    trials = _affordable(job.spec.trials, searched, validation, each)
+    trials = _affordable(job.trials, searched, validation, each)
     if trials == 1:
         return ruled, ""
     diverged = 0
@@ -78,9 +79,8 @@ def search(network: TaskNetwork, job: Job, ruled: Recipe) -> tuple[Recipe, str]:
 
 
 def _affordable(trials: int, macs: int, validation: int, each: int) -> int:
-    """As many of the trials, halved and halved again, as get LEAST_STEPS steps each on the first rung."""
-    least = LEAST_STEPS * Recipe.batch_size
-    while trials > 1 and (macs // _rungs(trials) // trials - validation) // each < least:
+    """As many of the trials, halved and halved again, as get LEAST_IMAGES images each on the first rung."""
+    while trials > 1 and (macs // _rungs(trials) // trials - validation) // each < LEAST_IMAGES:
         trials //= 2
     return trials
 

@@ -18,33 +18,39 @@ from lib.networks.macs import training_macs
 from lib.streams.task import Split, are_tags
 
 CROP_MARGIN = 4  # pixels at 64 px that random crops shift by, scaled with the image
-WARMUP_STEPS = 2
-STABLE = 0.5  # share of the images before the learning rate falls
+WARMUP = 0.1  # share of the steps in which the rates rise
+LEAST_STEPS, SMALLEST_BATCH, LARGEST_BATCH = 8, 4, 32
 LOOKS = 64  # steps between two looks at whether the loss is still finite
+AT_ONCE = 100  # images that are looked at together
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is fine-tuned: AdamW on all layers and the head.
+    """How a network is fine-tuned: AdamW, with a rate for the body and one for the head.
 
-    The learning rate rises in two steps, stays over half of the images, then falls linearly to zero (warm-up,
-    stable, decay: Hägele et al., 2024; the fall: Li et al., Budgeted training, 2020). Until it falls, nothing
-    depends on the budget: all budgets of a task share that part. AdamW because its steps do not depend on the
-    scale of the gradients, which pruning changes: one rule for the learning rate then serves all networks.
+    Both rise over a tenth of the steps, then fall linearly to zero (Li et al., Budgeted training, 2020). A head
+    that starts at zero wants a hundred times the rate of the pretrained body. AdamW because its steps do not
+    depend on the scale of the gradients, which pruning changes: one rule for the rates then serves all networks.
     """
 
-    learning_rate: float
-    batch_size: int = 16  # small: at these budgets the number of steps is what is scarce
+    body_rate: float
+    head_rate: float
     weight_decay: float = 0.01
     label_smoothing: float = 0.1
     frozen_norms: bool = False  # whether batch norms keep the statistics that a head was solved with
+
+    def rates(self, step: int, steps: int) -> tuple[float, float]:
+        """Those of body and head at one of so many steps."""
+        warm = max(1, round(WARMUP * steps))
+        now = min((step + 1) / warm, (steps - step) / (steps - warm + 1))
+        return self.body_rate * now, self.head_rate * now
 
 
 class Diverged(FloatingPointError):
     """The loss became infinite or not a number within `steps` steps."""
 
-    def __init__(self, learning_rate: float, steps: int):
-        super().__init__(f"The loss diverged at learning rate {learning_rate:g}.")
+    def __init__(self, recipe: Recipe, steps: int):
+        super().__init__(f"The loss diverged at rates of {recipe.body_rate:g} and {recipe.head_rate:g}.")
         self.steps = steps
 
 
@@ -67,16 +73,12 @@ class TaskNetwork(nn.Module):
         return self.head(self.body(images))
 
 
-def plan_batches(images: int, batch_size: int) -> tuple[int, list[int]]:
-    """Sizes of the batches that spend `images` images, and how many of them come before the rate falls.
-
-    Those are full; the others are as few as fit and as equal as can be.
-    """
-    stable = int(images * STABLE) // batch_size
-    rest = images - stable * batch_size
-    falling = -(-rest // batch_size)
-    small, larger = divmod(rest, max(1, falling))
-    return stable, [batch_size] * stable + [small + 1] * larger + [small] * (falling - larger)
+def plan_batches(images: int) -> list[int]:
+    """Sizes of the batches that spend `images` images: as equal as can be, in few steps, but not too few."""
+    size = min(max(images // LEAST_STEPS, SMALLEST_BATCH), LARGEST_BATCH)
+    steps = -(-images // size)
+    small, larger = divmod(images, max(1, steps))
+    return [small + 1] * larger + [small] * (steps - larger)
 
 
 def affordable_images(macs: int, each: int) -> int:
@@ -106,18 +108,15 @@ def fine_tune(
     if images == 0:
         return 0
     ledger.charge("training", images * each)
-    stable, batches = plan_batches(images, recipe.batch_size)
+    batches = plan_batches(images)
     with engine.running():
         training = _Training(network, train, recipe, engine, seed)
-        if checkpoints and (state := checkpoints.latest(images, stable)):
+        if checkpoints and (state := checkpoints.latest()):
             training.load(state)
-        resumed = training.steps
-        for step in range(resumed, len(batches)):
-            leaves_trunk = step == stable and checkpoints is not None and checkpoints.shared
-            if checkpoints and step > resumed and (checkpoints.due() or leaves_trunk):
-                checkpoints.save(training.state(), images if step > stable else None)
-            falls = (len(batches) - step) / (len(batches) - stable) if step >= stable else 1
-            training.step(batches[step], recipe.learning_rate * min((step + 1) / WARMUP_STEPS, falls))
+        for step in range(training.steps, len(batches)):
+            training.step(batches[step], recipe.rates(step, len(batches)))
+            if checkpoints and checkpoints.due():
+                checkpoints.save(training.state())
         training.check()
     return len(batches)
 
@@ -128,10 +127,14 @@ class _Training:
     def __init__(self, network: TaskNetwork, train: Split, recipe: Recipe, engine: Engine, seed: int):
         self.network = network.to(engine.device, memory_format=torch.channels_last).train()
         self.train, self.recipe, self.engine, self.seed = train, recipe, engine, seed
-        self.optimizer = torch.optim.AdamW(network.parameters(), weight_decay=recipe.weight_decay, fused=True)
-        self.norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-        for norm in self.norms:
-            norm.train(not recipe.frozen_norms)
+        trained = [[p for p in part.parameters() if p.requires_grad] for part in (network.body, network.head)]
+        groups = [{"params": part} for part in trained if part]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=True)
+        norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+        # Norms that are not trained, and those behind a head that was solved, keep their statistics.
+        self.norms = [norm for norm in norms if norm.weight.requires_grad and not recipe.frozen_norms]
+        for norm in norms:
+            norm.train(norm in self.norms)
         self.forward = network
         if engine.precision.compiled:
             # On a GPU, steps of so few images are bound by the launching of kernels: CUDA graphs.
@@ -140,14 +143,15 @@ class _Training:
         self.steps = self.drawn = 0
         self.loss_sum = torch.zeros((), device=engine.device)
 
-    def step(self, size: int, rate: float) -> None:
-        """One step on the next `size` images."""
+    def step(self, size: int, rates: tuple[float, float]) -> None:
+        """One step on the next `size` images, at the rates of body and head."""
         torch.manual_seed(_seed_of(self.seed, 0, self.steps))  # also of a network's own dropout
         for norm in self.norms:
             # Forget the pretraining images within few steps: torch's 0.1 averages over ten. It halves now and
             # then, not at every step, for each value is compiled for.
             norm.momentum = _momentum(self.steps)
-        self.optimizer.param_groups[0]["lr"] = rate
+        for group, rate in zip(self.optimizer.param_groups[::-1], rates[::-1], strict=False):
+            group["lr"] = rate
         chosen = _drawn(len(self.train), self.drawn, size, self.seed)
         images, labels = (part[chosen].to(self.engine.device) for part in (self.train.images, self.train.labels))
         inputs = normalised(random_crops(images), self.network)
@@ -166,7 +170,7 @@ class _Training:
         """Raises Diverged where the loss was not finite, or the weights are not."""
         # The loss does not see the last update; the norm of the parameters does, and overflows early.
         if not (self.loss_sum + nn.utils.get_total_norm(self.network.parameters())).isfinite():
-            raise Diverged(self.recipe.learning_rate, self.steps)
+            raise Diverged(self.recipe, self.steps)
 
     def state(self) -> dict[str, Tensor]:
         """All that the following steps depend on."""
@@ -260,7 +264,7 @@ def _outputs(network: Backbone | TaskNetwork, part: Backbone | nn.Module, split:
     part.to(engine.device, memory_format=torch.channels_last).eval()
     found = []
     with engine.running():
-        for batch in split.images.split(50):
+        for batch in split.images.split(AT_ONCE):
             inputs = normalised(batch.permute(0, 3, 1, 2).to(engine.device), network)
             with engine.autocast():
                 found.append(part(inputs).float().cpu())

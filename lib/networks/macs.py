@@ -55,7 +55,7 @@ def count_macs(network: nn.Module, image_size: int) -> dict[str, LayerMacs]:
             # They count for nothing here, and on meta tensors they would take most of the time.
             module.forward = partial(_scaled_alone, module)
         module.register_forward_hook(seen.leave)
-    dtype = next(twin.parameters()).dtype
+    dtype = next((parameter.dtype for parameter in twin.parameters()), torch.float32)
     with torch.enable_grad(), seen:
         twin(torch.empty(_IMAGES, 3, image_size, image_size, device="meta", dtype=dtype))
     for name, macs in seen.macs.items():

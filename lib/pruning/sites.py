@@ -154,6 +154,22 @@ def undeclared_layers(network: nn.Module) -> list[Layer]:
     return [layer for layer in layers[:last] if not layer.name.startswith(blocks) and layer.name not in known]
 
 
+def last_stage_of(network: nn.Module) -> set[str]:
+    """Names of the parameters from the last block on that does not add its input: it opens the last stage.
+
+    Raises UserError for a network without such a block.
+    """
+    opening = [name for name, chain in _chains(network).items() if not chain.adds_its_input]
+    if not opening or not opening[-1]:
+        raise UserError(
+            f"{getattr(network, 'name', 'This network')} has no declared block that opens a stage: expected a "
+            "residual network of convolutions. Choose learner='norms' or 'independent'."
+        )
+    names = [name for name, _ in network.named_parameters()]
+    first = next(place for place, name in enumerate(names) if name.startswith(f"{opening[-1]}."))
+    return set(names[first:])
+
+
 def _chains(network: nn.Module) -> dict[str, "_Chain"]:
     """Every declared block by its name."""
     return {

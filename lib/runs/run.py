@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 from lib.common.errors import UserError
 from lib.common.progress import report
 from lib.learning.job import Job
-from lib.learning.learners import LEARNERS, Learnt
+from lib.learning.learners import LEARNERS, TOO_SMALL, Learn, Learnt
 from lib.learning.ledger import Ledger
 from lib.learning.state import Checkpoints, Memory
 from lib.learning.training import TaskNetwork, error_of, predict
@@ -26,10 +26,10 @@ from lib.pruning.repairs import REPAIRS
 from lib.runs.spec import RunSpec
 from lib.runs.stamps import training_hash
 from lib.runs.store import Store, open_run
+from lib.streams import calibration_images
 from lib.streams.task import Stream
 
-RECIPE = ("learning_rate", "label_smoothing", "weight_decay")  # as a record reports it
-MEASURED = ("dev", "test")  # the parts whose error a record reports
+RECIPE = ("body_rate", "head_rate", "label_smoothing", "weight_decay")  # as a record reports it
 _PURPOSES = "calibration", "comparison", "probe", "search", "validation"
 # a record's column -> the ledger's purpose
 CHARGED = {"train_macs": "training", **{f"{purpose}_macs": purpose for purpose in _PURPOSES}}
@@ -58,58 +58,65 @@ def run_stream(spec: RunSpec, out: Path | str) -> pd.DataFrame:
 def _run_jobs(spec: RunSpec, stream: Stream, dense: Backbone, store: Store) -> bool:
     """Learn what is not done yet; returns whether that was anything."""
     torch.manual_seed(spec.seed)
-    left = sum(
-        budget for event, _ in enumerate(stream.tasks) for budget in spec.budgets if not store.has(event, budget)
-    )
-    began, learnt = time.monotonic(), 0.0
-    for job in _jobs(spec, stream, dense, store):
-        row = _run_event(job, store)
-        if not job.checkpoints.shared:
-            job.checkpoints.clear()
+    events = range(len(stream.tasks))
+    left = sum(budget for event in events for budget in spec.budgets if not store.has(event, budget))
+    began, learnt = time.monotonic(), 0
+    for start, job in _jobs(spec, stream, dense, store):
+        row = _run_event(start, job, spec.learner, store)
+        job.checkpoints.clear()
         learnt += job.budget
         minutes = (left - learnt) / learnt * (time.monotonic() - began) / 60
         report(
-            f"task {job.event + 1}/{len(stream.tasks)} {job.task.name}, {job.budget:g} dense epochs: error "
+            f"task {job.event + 1}/{len(stream.tasks)} {job.task.name}, {job.budget} dense images: error "
             f"{row['error_test']:.3f}; about {minutes:.1f} min left"
         )
     return learnt > 0
 
 
-def _jobs(spec: RunSpec, stream: Stream, dense: Backbone, store: Store) -> Iterator[Job]:
+def _jobs(spec: RunSpec, stream: Stream, dense: Backbone, store: Store) -> Iterator[tuple["Start", Job]]:
     """The tasks and budgets that are not done yet, in order, each made when its turn has come."""
     start_of = _starts(spec, dense, stream)
-    unit_network, unit_size = dense, spec.image_size
-    if spec.reference is not None:
-        name, size = spec.reference.split("@")
-        unit_network, unit_size = load_backbone(name, pretrained=False), int(size)
+    reference, size = spec.reference.split("@")
+    unit_network = load_backbone(reference, pretrained=False)
     learner = LEARNERS[spec.learner]
-    shares = learner.shares(spec.trials)
     for event, task in enumerate(stream.tasks):
         budgets = [budget for budget in spec.budgets if not store.has(event, budget)]
         if not budgets:
             continue
         data = spec.data_of(task)
-        dense_epoch = len(data.train) * training_macs(TaskNetwork(unit_network, task.num_classes), unit_size)
-        start, calibration_macs = start_of(event)
+        unit = training_macs(TaskNetwork(unit_network, task.num_classes), int(size))
+        start = start_of(event)
         for budget in budgets:
-            training = store.trainings(str(event) if shares else f"{event}-{budget!r}")
-            yield Job(
-                spec=spec,
-                event=event,
-                task=task,
-                data=data,
-                start=start,
-                calibration_macs=calibration_macs,
-                budget=budget,
-                ledger=Ledger(round(budget * dense_epoch)),
-                memory=Memory(store.networks(budget), learner.remembers, start),
-                checkpoints=Checkpoints(training, shared=shares and budget < budgets[-1]),
-                engine=spec.engine,
+            yield (
+                start,
+                Job(
+                    event=event,
+                    task=task,
+                    data=data,
+                    start=start.network,
+                    recipe=spec.recipe(task.name, budget),
+                    trials=spec.trials,
+                    budget=budget,
+                    ledger=Ledger(budget * unit),
+                    memory=Memory(store.networks(budget), learner.remembers, start.network),
+                    checkpoints=Checkpoints(store.trainings(f"{event}-{budget}")),
+                    engine=spec.engine,
+                    seed=spec.seed * 1000 + event,
+                ),
             )
 
 
-def _starts(spec: RunSpec, dense: Backbone, stream: Stream) -> Callable[[int], tuple[Backbone, int]]:
-    """What gives the network that a task starts from, pruned, and the MACs that pruning it took.
+@dataclass(frozen=True)
+class Start:
+    """The network that a task starts from, pruned; MACs of pruning it on the task's images, and on none of them."""
+
+    network: Backbone
+    calibration_macs: int
+    preparation_macs: int
+
+
+def _starts(spec: RunSpec, dense: Backbone, stream: Stream) -> Callable[[int], Start]:
+    """What gives the network that a task starts from.
 
     One for the stream, or one per task where pruning looks at the task's images: at the first training images,
     unlabelled. A learner that goes on from earlier tasks' networks keeps the first task's, whose structure they
@@ -117,33 +124,37 @@ def _starts(spec: RunSpec, dense: Backbone, stream: Stream) -> Callable[[int], t
     """
     goes_on = LEARNERS[spec.learner].remembers > 0
     looks = CRITERIA[spec.criterion].needs_images or REPAIRS[spec.repair].needs == "images"
+    own = looks and spec.ratio > 0 and spec.calibration == "task"
     asked = spec.model_dump(include=_PRUNING)
 
     @lru_cache(maxsize=1)
-    def pruned_for(event: int) -> tuple[Backbone, int]:
-        seen = spec.data_of(stream.tasks[event]).train.first(spec.calibration_images)
-        images = normalised(seen.images.permute(0, 3, 1, 2), dense)
-        plan = plan_pruning(dense, **asked, images=images)
+    def planned(event: int) -> tuple[Backbone, int]:
+        images = None
+        if own:
+            images = spec.data_of(stream.tasks[event]).train.first(spec.calibration_images).images
+        elif looks:
+            images = calibration_images(spec.calibration_images, spec.image_size)
+        seen = None if images is None else normalised(images.permute(0, 3, 1, 2), dense)
+        plan = plan_pruning(dense, **asked, images=seen)
         return plan.apply(dense) if spec.ratio > 0 else dense, plan.calibration_macs
 
-    def start_of(event: int) -> tuple[Backbone, int]:
-        network, macs = pruned_for(event if looks and spec.ratio > 0 and not goes_on else 0)
-        return network, macs if event == 0 or not goes_on else 0
+    def start_of(event: int) -> Start:
+        network, macs = planned(event if own and not goes_on else 0)
+        return Start(network, macs if own and (event == 0 or not goes_on) else 0, 0 if own else macs)
 
     return start_of
 
 
-def _run_event(job: Job, store: Store) -> dict:
+def _run_event(start: Start, job: Job, learner: str, store: Store) -> dict:
     """Learn one task within its budget, store its predictions and its record, and return that."""
     began = time.monotonic()
-    learnt = _learnt(job)
+    learnt = _learnt(start, job, LEARNERS[learner].learn)
     job.memory.keep(job.event, learnt.network.body)
-    parts = {part: getattr(job.data, part) for part in MEASURED}
+    # Dev images that nothing selects by are not looked at.
+    parts = {"test": job.data.test} | ({"dev": job.data.dev} if job.trials > 1 else {})
     logits = {part: predict(learnt.network, split, job.engine) for part, split in parts.items()}
     labels = {part: split.labels.numpy() for part, split in parts.items()}
-    predictions = {f"logits_{part}": logits[part] for part in parts} | {
-        f"labels_{part}": labels[part] for part in parts
-    }
+    errors = {part: error_of(logits[part], labels[part]) for part in parts}
     spent = job.ledger.spent
     row = {
         "event": job.event,
@@ -157,29 +168,33 @@ def _run_event(job: Job, store: Store) -> dict:
         **{column: spent.get(purpose, 0) for column, purpose in CHARGED.items()},
         "total_macs": job.ledger.total,
         "limit_macs": job.ledger.limit,
+        "preparation_macs": start.preparation_macs,
         # As Nevis'22 counts: 2 FLOPs per MAC, and no validation.
         "nevis_flops": 2 * (job.ledger.total - spent.get("validation", 0)),
-        "forward_macs": forward_macs(job.start, job.image_size),
-        "params": sum(parameter.numel() for parameter in job.start.body.parameters()),
-        **{f"error_{part}": error_of(logits[part], labels[part]) for part in MEASURED},
+        "forward_macs": forward_macs(learnt.network.body, job.image_size),
+        "params": sum(p.numel() for p in learnt.network.body.parameters()),
+        "error_dev": errors.get("dev", np.nan),
+        "error_test": errors["test"],
         "note": learnt.note,
         "seconds": round(time.monotonic() - began, 3),
     }
+    predictions = {f"logits_{part}": logits[part] for part in parts}
+    predictions |= {f"labels_{part}": labels[part] for part in parts}
     store.keep(job.event, job.budget, row, {**predictions, "classes": np.array(job.task.classes)})
     return row
 
 
-def _learnt(job: Job) -> Learnt:
-    """What the spec's learner makes of a task, with a note where it could make nothing."""
-    if job.calibration_macs > job.ledger.limit:
+def _learnt(start: Start, job: Job, learn: Learn) -> Learnt:
+    """What a learner makes of a task, with a note where it could make nothing."""
+    if start.calibration_macs > job.ledger.limit:
         untrained = TaskNetwork(job.start, job.task.num_classes)
         return Learnt(untrained, note="the budget is too small for the calibration")
-    job.ledger.charge("calibration", job.calibration_macs)
-    learnt = LEARNERS[job.spec.learner].learn(job)
-    if job.ledger.total > job.calibration_macs:
-        return learnt
-    job.ledger.spent.clear()  # where nothing can be learnt, nothing is spent
-    return replace(learnt, note="the budget is too small for two images")
+    if start.calibration_macs:
+        job.ledger.charge("calibration", start.calibration_macs)
+    learnt = learn(job)
+    if learnt.note == TOO_SMALL:
+        job.ledger.spent.clear()  # where nothing can be learnt, nothing is spent
+    return learnt
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from lib.common.errors import UserError, choose
 from lib.common.paths import LIB
 from lib.learning.engine import Engine, Precision
 from lib.learning.learners import LEARNERS
+from lib.learning.rates import rates
+from lib.learning.training import Recipe
 from lib.networks.backbone import find_backbone, load_backbone
 from lib.pruning.plan import NAMES
 from lib.streams.load import list_tasks
@@ -23,7 +25,6 @@ from lib.streams.task import Task, TaskData
 
 SIZES = 32, 512  # pixels
 MANY = 10**9
-MOST_EPOCHS = 10_000
 # What changes no number: the list of budgets, and how the same tasks and weights are had.
 _NOT_IN_KEY = {"budgets", "missing", "stream", "tasks", "weights"}
 
@@ -47,10 +48,14 @@ def _known_backbone(name: object) -> object:
     return name
 
 
-def _ascending(budgets: list[float]) -> list[float]:
-    if not 0 < min(budgets) <= max(budgets) <= MOST_EPOCHS or budgets != sorted(set(budgets)):
-        raise ValueError(f"expected dense epochs above 0 in ascending order, such as [0.25, 1], {MOST_EPOCHS} at most")
-    return budgets
+def _dense_images(budgets: object) -> object:
+    whole = isinstance(budgets, list) and all(isinstance(one, (int, float)) and one == int(one) for one in budgets)
+    if not whole or not 2 <= min(budgets, default=0) <= max(budgets) <= MANY or budgets != sorted(set(budgets)):
+        raise ValueError(
+            "expected whole numbers of dense images, 2 or more, in ascending order, such as [64, 256]. A budget used "
+            "to be in dense epochs: one epoch of a task of 400 images is 400 dense images"
+        )
+    return [int(one) for one in budgets]
 
 
 def _best_size(size: object, info: ValidationInfo) -> object:
@@ -98,15 +103,16 @@ class RunSpec(BaseModel):
     learner: str = "independent"
     stream: str = "pocket"  # a name, or the path of a stream.yaml
     missing: Literal["error", "skip"] = "error"  # what to do about tasks of the stream that are not here
-    budgets: Annotated[list[float], Field(min_length=1), AfterValidator(_ascending)]  # in dense epochs
-    calibration_images: int = Field(64, ge=2, le=MANY)  # of a task's own, for criteria and repairs that need some
+    budgets: Annotated[list[int], Field(min_length=1), BeforeValidator(_dense_images)]
+    # Where the images come from that criteria and repairs look at: a task's own, charged to it, or the shipped ones
+    calibration: Literal["task", "shipped"] = "task"
+    calibration_images: int = Field(64, ge=2, le=MANY)
     trials: int = Field(1, ge=1, le=64)  # of a search of the recipe, on each task; 1: the rule's
     # None: what the backbone is best used at
     image_size: Annotated[int, BeforeValidator(_best_size)] = Field(
         None, ge=SIZES[0], le=SIZES[1], validate_default=True
     )
-    # "network@pixels" that sets the unit; the run's own, dense, when None
-    reference: Annotated[str, AfterValidator(_known_reference)] | None = None
+    reference: Annotated[str, AfterValidator(_known_reference)] = "efficientnet_lite0@128"  # sets the unit
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     # None: the table's, for backbone and device
     precision: Annotated[str, BeforeValidator(_best_precision)] = Field(None, validate_default=True)
@@ -114,7 +120,8 @@ class RunSpec(BaseModel):
     pretrained: bool = True
     # the path of a checkpoint of one's own, in place of the pretrained weights
     weights: Annotated[str, AfterValidator(_existing_file)] | None = None
-    learning_rate: float | None = Field(None, gt=0)  # None: the committed rule's
+    body_rate: float | None = Field(None, ge=0)  # None: the committed rule's; of AdamW
+    head_rate: float | None = Field(None, ge=0)
     train_images: int | None = Field(None, ge=2, le=MANY)  # a cap on the training images of a task
     evaluation_images: int | None = Field(None, ge=1, le=MANY)  # a cap on its dev and its test images
     tasks: list[str] | None = Field(None, min_length=1)  # a part of the stream, by name
@@ -134,6 +141,14 @@ class RunSpec(BaseModel):
     def data_of(self, task: Task) -> TaskData:
         """The images of a task that this run uses, at its size."""
         return task.read(self.image_size).first(self.train_images, self.evaluation_images)
+
+    def recipe(self, task: str, budget: int) -> Recipe:
+        """How a task is trained within a budget, where nothing is searched: the rates given, or the rule's."""
+        if self.body_rate is not None and self.head_rate is not None:
+            return Recipe(self.body_rate, self.head_rate)
+        if not LEARNERS[self.learner].fine_tunes:
+            return Recipe(0, 0)
+        return Recipe(*rates(self.learner, self.backbone, self.granularity, self.ratio, budget, task))
 
     def key(self, *contents: str) -> str:
         """The name of the run's folder: a hash of all that changes a number.
@@ -163,9 +178,12 @@ class RunSpec(BaseModel):
         known = list_tasks(self.stream)["name"]
         for task in self.tasks or ():
             choose(f"task of the stream {self.stream!r}", task, known)
-        if self.trials > 1 and self.learning_rate is not None:
-            given = f"trials={self.trials} and learning_rate={self.learning_rate}"
-            raise ValueError(f"{given} exclude each other: expected a search or a given rate")
+        given = [name for name in ("body_rate", "head_rate") if getattr(self, name) is not None]
+        if given and (self.trials > 1 or len(given) == 1):
+            raise ValueError(
+                f"{' and '.join(given)} with trials={self.trials} leaves open what is meant: expected both rates and "
+                "trials=1, or neither"
+            )
         if self.trials > 1 and not LEARNERS[self.learner].fine_tunes:
             raise ValueError(f"learner={self.learner!r} has no recipe to search: expected trials=1")
         return self
