@@ -1,90 +1,146 @@
-"""Fit the rules of lib/learning/rates.py: `python -m tools.tune_rates BACKBONE [LEARNER]`.
+"""Fit the rules of lib/learning/rates.py: `python -m tools.tune_rates BACKBONE [LEARNER [GRANULARITY]]`.
 
-LEARNER is independent, for heads that start at zero, or probe_finetune, for those that were solved before.
-
-Runs the pocket stream at a few fixed learning rates, dense and pruned, and chooses the rule whose rates have
-the lowest error on dev images, once for each task with that task left out. The compute of this is not
-charged to anyone's budget: that is why no task takes part in its own rule.
+Trains the tuning tasks of the pocket stream at a grid of rates of body and head, dense and pruned, at a few budgets,
+and looks at dev images alone. The records lie in paper/records/tuning, one file for each network, learner and
+granularity; a run that is killed goes on, and a file that is complete is only fitted anew. The rule is the one with
+the lowest mean error, once over all data sets and once without each of them. The compute of this is charged to no
+task: that is why no task takes part in its own rule.
 """
 
 import itertools
 import json
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.interpolate import RegularGridInterpolator
 
-from lib.common.errors import UserError, exit_with_one_sentence
-from lib.common.files import write_json
-from lib.common.paths import BUILD
-from lib.learning.rates import ALL_TASKS, HEADS, TABLE, Rule, as_json
-from lib.networks.backbone import list_backbones
-from lib.runs.run import run_stream
+from lib.common.errors import choose, exit_with_one_sentence
+from lib.common.files import atomic_path, write_json
+from lib.common.paths import PAPER_RECORDS
+from lib.common.progress import report
+from lib.learning.job import Job
+from lib.learning.learners import LEARNERS
+from lib.learning.ledger import Ledger
+from lib.learning.rates import ALL, TABLE, data_set
+from lib.learning.state import Memory
+from lib.learning.training import Recipe, TaskNetwork, error_of, predict
+from lib.networks import list_backbones, load_backbone
+from lib.networks.macs import training_macs
+from lib.pruning.sites import GRANULARITIES
+from lib.runs.run import starts
 from lib.runs.spec import RunSpec
+from lib.streams import load_stream
 
-RATES = {"independent": [3e-4, 1e-3, 3e-3, 1e-2], "probe_finetune": [3e-6, 1e-5, 3e-5, 1e-4, 3e-4]}
-BUDGETS = [0.125, 0.5, 2.0]
-RATIOS = [0.0, 0.5]
-GRID = {"base": np.arange(-5.6, -2.09, 0.1), "slope_ratio": [-0.4, -0.2, 0.0, 0.2, 0.4]}
-
-
-def measure(backbone: str, learner: str, ratio: float, rate: float) -> pd.DataFrame:
-    """Records of one arm at a fixed learning rate, with a seed that no published arm uses."""
-    spec = RunSpec(
-        backbone=backbone,
-        ratio=ratio,
-        criterion="activation",
-        scope="uniform",
-        repair="mean",
-        image_size=64,
-        learner=learner,
-        budgets=BUDGETS,
-        learning_rate=rate,
-        train_images=400,
-        evaluation_images=200,
-        seed=1000,
-    )
-    return run_stream(spec, BUILD / "runs")
+TUNING = PAPER_RECORDS / "tuning"
+TASKS = ["clipart", "emoji", "materials", "letters"]
+BODY = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3]
+HEAD = {"probe_finetune": [1e-5, 1e-4, 1e-3], "": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]}
+BUDGETS, RATIOS, SEED = [16, 64, 256], [0.0, 0.5], 1000  # a seed that no published arm uses
+TRIED = {"base": np.arange(-5, -0.9, 0.25), "by_ratio": [-0.5, 0.0, 0.5, 1.0], "by_budget": [-0.25, 0.0, 0.25]}
+KEYS = ["task", "ratio", "budget"]
 
 
-def fit(records: pd.DataFrame) -> Rule:
-    """The rule with the lowest mean dev error, errors taken linearly between the rates tried."""
-    curves = records.pivot_table("error_dev", ["event", "ratio", "budget"], "learning_rate")
-    ratios = curves.index.get_level_values("ratio").to_numpy()
-    tried = np.log10(curves.columns.to_numpy(float))
-    errors = curves.to_numpy()
-    best, best_error = None, np.inf
-    for base, slope_ratio in itertools.product(*GRID.values()):
-        wanted = np.clip(base + slope_ratio * ratios, tried[0], tried[-1])
-        error = np.mean([np.interp(w, tried, row) for w, row in zip(wanted, errors, strict=True)])
-        if error < best_error:
-            low, high = float(curves.columns[0]), float(curves.columns[-1])
-            tasks = tuple(records["task"].unique())
-            best = Rule(round(float(base), 2), slope_ratio, low, high, tasks)
-            best_error = error
-    return best
-
-
-def main(backbone: str, learner: str = "independent") -> None:
-    if backbone not in list_backbones() or learner not in RATES:
-        raise UserError(
-            f"Cannot fit a rule for {backbone!r} and {learner!r}: expected one of "
-            f"{', '.join(list_backbones())}, and one of {', '.join(RATES)}."
+def measure(backbone: str, learner: str, granularity: str, file: Path) -> pd.DataFrame:
+    """Dev errors (column `error_dev`) of the whole grid; those that `file` holds are not measured again."""
+    rows = pd.read_parquet(file).to_dict("records") if file.exists() else []
+    done = {(row["ratio"], row["task"], row["budget"], row["body_rate"], row["head_rate"]) for row in rows}
+    for ratio in RATIOS:
+        spec = RunSpec(
+            backbone=backbone,
+            ratio=ratio,
+            granularity=granularity,
+            learner=learner,
+            criterion="activation_images",
+            repair="least_squares",
+            calibration="shipped",
+            calibration_images=512,
+            budgets=BUDGETS,
+            tasks=TASKS,
+            seed=SEED,
         )
-    arms = list(itertools.product([backbone], [learner], RATIOS, RATES[learner]))
-    with ProcessPoolExecutor() as pool:
-        records = pd.concat(pool.map(measure, *zip(*arms, strict=True)), ignore_index=True)
-    rules = {ALL_TASKS: fit(records)}
-    for task in records["task"].unique():
-        rules[task] = fit(records[records["task"] != task])
+        stream, dense = load_stream(spec.stream).only(spec.tasks), load_backbone(backbone)
+        start = starts(spec, dense, stream)(0).network
+        name, side = spec.reference.split("@")
+        for event, task in enumerate(stream.tasks):
+            unit = training_macs(TaskNetwork(load_backbone(name, pretrained=False), task.num_classes), int(side))
+            data = spec.data_of(task)
+            for budget, body, head in itertools.product(BUDGETS, BODY, HEAD.get(learner, HEAD[""])):
+                place = (ratio, task.name, budget, body, head)
+                if place in done:
+                    continue
+                job = Job(
+                    event=event,
+                    task=task,
+                    data=data,
+                    start=start,
+                    recipe=Recipe(body, head),
+                    trials=1,
+                    budget=budget,
+                    ledger=Ledger(budget * unit),
+                    memory=Memory(Path(), 0, start),
+                    checkpoints=None,
+                    engine=spec.engine,
+                    seed=SEED,
+                )
+                learnt = LEARNERS[learner].learn(job)
+                logits = predict(learnt.network, data.dev, spec.engine)
+                error = error_of(logits, data.dev.labels.numpy())
+                named = zip(("ratio", "task", "budget", "body_rate", "head_rate"), place, strict=True)
+                rows.append({**dict(named), "steps": learnt.steps, "error_dev": error})
+            report(f"{backbone} {learner} {granularity}, {ratio:g} removed, {task.name}")
+            with atomic_path(file) as temporary:
+                pd.DataFrame(rows).to_parquet(temporary)
+    return pd.DataFrame(rows)
+
+
+def fit(records: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """The lines of body and head with the lowest mean dev error, taken linearly between the rates tried."""
+    surfaces = {}
+    for place, rows in records.groupby(KEYS):
+        table = rows.pivot_table("error_dev", "body_rate", "head_rate")
+        axes = np.log10(table.index), np.log10(table.columns)
+        surfaces[place] = RegularGridInterpolator(axes, table.to_numpy())
+    places = pd.DataFrame(surfaces, index=[0]).columns.to_frame(index=False, name=KEYS)
+    steps = np.log(places["budget"] / 64) / np.log(4)
+    held = {rate: np.log10(records[f"{rate}_rate"].agg(["min", "max"]).to_numpy()) for rate in ("body", "head")}
+
+    def lines(rate: str) -> dict[tuple, np.ndarray]:
+        """log10 of the rate at every place, by the line."""
+        return {
+            (base, by_ratio, by_budget): np.clip(base + by_ratio * places["ratio"] + by_budget * steps, *held[rate])
+            for base, by_ratio, by_budget in itertools.product(*TRIED.values())
+        }
+
+    def mean_error(body: np.ndarray, head: np.ndarray) -> float:
+        return np.mean([surface([b, h])[0] for surface, b, h in zip(surfaces.values(), body, head, strict=True)])
+
+    # One after the other, from the middle: the two hardly interact.
+    chosen = {rate: (held[rate].mean(), 0.0, 0.0) for rate in ("body", "head")}
+    now = {rate: np.full(len(places), held[rate].mean()) for rate in chosen}
+    for rate in ("head", "body", "head", "body"):
+        other = {key: value for key, value in now.items() if key != rate}
+        found = lines(rate)
+        chosen[rate] = min(found, key=lambda line: mean_error(**{rate: found[line]}, **other))
+        now[rate] = found[chosen[rate]]
+    ends = {rate: 10 ** held[rate] for rate in held}
+    return {
+        rate: {**dict(zip(TRIED, map(float, chosen[rate]), strict=True)), "low": ends[rate][0], "high": ends[rate][1]}
+        for rate in ("body", "head")
+    }
+
+
+def main(backbone: str, learner: str = "independent", granularity: str = "channel") -> None:
+    choose("backbone", backbone, list_backbones())
+    choose("learner", learner, [name for name, one in LEARNERS.items() if one.fine_tunes and not one.remembers])
+    choose("granularity", granularity, GRANULARITIES)
+    records = measure(backbone, learner, granularity, TUNING / f"{backbone}-{learner}-{granularity}.parquet")
+    rules = {ALL: fit(records)} | {data_set(task): fit(records[records["task"] != task]) for task in TASKS}
     table = json.loads(TABLE.read_text())
-    table.setdefault(HEADS[learner == "probe_finetune"], {})[backbone] = as_json(rules)
+    table.setdefault(learner, {}).setdefault(backbone, {})[granularity] = rules
     write_json(TABLE, table)
-    print(pd.DataFrame(as_json(rules)).T.drop(columns="fitted_on"))
-    ends = RATES[learner][0], RATES[learner][-1]
-    if any(rules[ALL_TASKS](ratio) in ends for ratio in RATIOS):
-        print("The rule is at an end of the rates that were tried: extend RATES and fit again.")
+    print(pd.json_normalize(list(rules.values())).set_axis(list(rules)).to_string())
 
 
 if __name__ == "__main__":

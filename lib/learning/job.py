@@ -23,7 +23,7 @@ class Job:
     budget: int  # in dense images
     ledger: Ledger
     memory: Memory
-    checkpoints: Checkpoints
+    checkpoints: Checkpoints | None
     engine: Engine
     seed: int  # the same order of images and the same crops for every arm of a seed: paired comparisons
 

@@ -75,7 +75,7 @@ def _run_jobs(spec: RunSpec, stream: Stream, dense: Backbone, store: Store) -> b
 
 def _jobs(spec: RunSpec, stream: Stream, dense: Backbone, store: Store) -> Iterator[tuple["Start", Job]]:
     """The tasks and budgets that are not done yet, in order, each made when its turn has come."""
-    start_of = _starts(spec, dense, stream)
+    start_of = starts(spec, dense, stream)
     reference, size = spec.reference.split("@")
     unit_network = load_backbone(reference, pretrained=False)
     learner = LEARNERS[spec.learner]
@@ -115,7 +115,7 @@ class Start:
     preparation_macs: int
 
 
-def _starts(spec: RunSpec, dense: Backbone, stream: Stream) -> Callable[[int], Start]:
+def starts(spec: RunSpec, dense: Backbone, stream: Stream) -> Callable[[int], Start]:
     """What gives the network that a task starts from.
 
     One for the stream, or one per task where pruning looks at the task's images: at the first training images,
