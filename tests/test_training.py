@@ -41,15 +41,23 @@ def tagged(split: Split) -> Split:
     return Split(split.images, tags.float())
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 32])
-@pytest.mark.parametrize("images", [0, 1, 2, 31, 32, 33, 63, 64, 65, 1000])
-def test_batches_spend_all_images_full_ones_first_then_equal_ones(images, batch_size):
-    stable, batches = plan_batches(images, batch_size)
+@pytest.mark.parametrize("images", [0, 1, 2, 3, 5, 16, 31, 32, 33, 63, 64, 65, 255, 256, 257, 1000, 16384])
+def test_batches_spend_all_images_in_equal_parts_that_suit_the_budget(images):
+    batches = plan_batches(images)
     assert sum(batches) == images
-    assert len(batches) == int(np.ceil(images / batch_size))
-    assert batches[:stable] == [batch_size] * stable and stable == images // 2 // batch_size
-    falling = batches[stable:]
-    assert not falling or (max(falling) <= batch_size and max(falling) - min(falling) <= 1)
+    assert not batches or (max(batches) <= 32 and max(batches) - min(batches) <= 1)
+    assert images < 2 or min(batches) >= 2, "batch norm needs two values a channel"
+    assert len(batches) >= 8 or images < 32, "few images are not few steps"
+    assert max(batches, default=0) >= 16 or images <= 16 * 8, "nor are many images many small steps"
+
+
+def test_rates_rise_over_a_tenth_of_the_steps_and_fall_to_zero_in_equal_parts():
+    recipe = Recipe(1e-4, 1e-2)
+    body, head = np.array([recipe.rates(step, 40) for step in range(40)]).T
+    np.testing.assert_allclose(head, 100 * body)
+    np.testing.assert_allclose(body[:4], 1e-4 * np.array([0.25, 0.5, 0.75, 1]))
+    np.testing.assert_allclose(np.diff(body[3:]), -body[-1])
+    assert recipe.rates(0, 1) == (1e-4, 1e-2)
 
 
 @pytest.mark.parametrize(("side", "margin"), [(64, 4), (32, 2), (128, 8)])
@@ -95,12 +103,11 @@ def plain_fine_tune(backbone, train: Split, outputs: int, images: int, recipe: R
         order += torch.randperm(len(train.images), generator=seeded(seed, 1, passes)).tolist()
         passes += 1
     order = order[:images]
-    optimizer = torch.optim.AdamW(
-        [*body.parameters(), *head.parameters()], lr=1.0, weight_decay=recipe.weight_decay, foreach=False
-    )
-    full = images // 2 // 16  # half of the images at the full rate
-    batches = [order[16 * i : 16 * (i + 1)] for i in range(full)]
-    batches += [b.tolist() for b in np.array_split(order[16 * full :], -(-(images - 16 * full) // 16))]
+    parts = [{"params": list(body.parameters())}, {"params": list(head.parameters())}]
+    optimizer = torch.optim.AdamW(parts, lr=1.0, weight_decay=recipe.weight_decay, foreach=False)
+    size = min(max(images // 8, 4), 32)
+    batches = [part.tolist() for part in np.array_split(order, -(-images // size))]
+    warm = max(1, round(len(batches) / 10))
     for step, chosen in enumerate(batches):
         size = len(chosen)
         shifts = torch.randint(-4, 5, (2, size, 1), generator=seeded(seed, 0, step)).squeeze(2).numpy()
@@ -110,10 +117,9 @@ def plain_fine_tune(backbone, train: Split, outputs: int, images: int, recipe: R
             y, x = 4 + shifts[:, i]
             crop = padded[y : y + 64, x : x + 64] / 255
             inputs[i] = ((crop - np.array(backbone.mean)) / np.array(backbone.std)).transpose(2, 0, 1)
-        rate = 0.5 if step == 0 else 1.0
-        if step >= full:
-            rate = min(rate, (len(batches) - step) / (len(batches) - full))
-        optimizer.param_groups[0]["lr"] = recipe.learning_rate * rate
+        now = min((step + 1) / warm, (len(batches) - step) / (len(batches) - warm + 1))
+        optimizer.param_groups[0]["lr"] = recipe.body_rate * now
+        optimizer.param_groups[1]["lr"] = recipe.head_rate * now
         for module in body.modules():
             if isinstance(module, nn.BatchNorm2d):  # an average over a half to a quarter of the steps so far
                 module.momentum = np.select([step < 8, step < 16, step < 32], [0.5, 0.25, 0.125], 0.1).item()
@@ -127,12 +133,12 @@ def plain_fine_tune(backbone, train: Split, outputs: int, images: int, recipe: R
 @pytest.mark.parametrize("kind", ["classes", "tags"])
 def test_fine_tuning_equals_a_plain_loop(small_backbone, digits, kind):
     train, outputs = (digits.train, 10) if kind == "classes" else (tagged(digits.train), 3)
-    recipe = Recipe(learning_rate=0.003, batch_size=16)
+    recipe = Recipe(body_rate=0.003, head_rate=0.01)
     network = TaskNetwork(small_backbone, outputs)
     images = 2 * len(train) + 71  # more than two passes, and a cut batch
     steps = fine_tune(network, train, Ledger(images * training_macs(network, 64)), recipe, Engine(), seed=5)
     expected = plain_fine_tune(small_backbone, train, outputs, images, recipe, seed=5)
-    assert steps == 15
+    assert steps == len(plan_batches(images)) > 8
     start = TaskNetwork(small_backbone, outputs).state_dict()
     for name, weight in network.eval().state_dict().items():
         moved = (expected.state_dict()[name] - start[name]).float().norm()
@@ -157,7 +163,7 @@ def test_predictions_are_the_logits_of_normalised_images(lite0, digits):
 def test_budget_is_spent_to_98_percent_and_never_overspent(small_backbone, digits, images):
     network = TaskNetwork(small_backbone, 10)
     ledger = Ledger(int(images * training_macs(network, 64)))
-    fine_tune(network, digits.train, ledger, Recipe(0.01), Engine(), seed=0)
+    fine_tune(network, digits.train, ledger, Recipe(0.01, 0.01), Engine(), seed=0)
     assert 0.98 * ledger.limit <= ledger.total <= ledger.limit
 
 
@@ -173,7 +179,7 @@ def test_what_is_charged_is_what_was_trained(small_backbone, digits):
     network.body[0].register_forward_hook(see)
     each = training_macs(network, 64)
     ledger = Ledger(int(70.5 * each))
-    steps = fine_tune(network, digits.train, ledger, Recipe(0.01), Engine(), seed=0)
+    steps = fine_tune(network, digits.train, ledger, Recipe(0.01, 0.01), Engine(), seed=0)
     assert (steps, sum(seen), ledger.spent) == (len(seen), 70, {"training": 70 * each})
 
 
@@ -182,7 +188,7 @@ def test_budget_too_small_for_two_images_trains_nothing(small_backbone, digits, 
     network = TaskNetwork(small_backbone, 10)
     before = state_of(network)
     ledger = Ledger(int(images * training_macs(network, 64)))
-    assert fine_tune(network, digits.train, ledger, Recipe(0.01), Engine(), seed=0) == 0
+    assert fine_tune(network, digits.train, ledger, Recipe(0.01, 0.01), Engine(), seed=0) == 0
     assert ledger.total == 0
     assert_same_state(network, before)
 
@@ -193,7 +199,7 @@ def test_no_batch_holds_a_single_image(digits, images):
     body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Flatten())
     network = TaskNetwork(Backbone("flat", body, nn.Linear(8, 2), 64, (0.5,) * 3, (0.5,) * 3), 10)
     ledger = Ledger(images * training_macs(network, 64))
-    assert fine_tune(network, digits.train, ledger, Recipe(0.01), Engine(), seed=0) > 0
+    assert fine_tune(network, digits.train, ledger, Recipe(0.01, 0.01), Engine(), seed=0) > 0
 
 
 @pytest.mark.slow
@@ -205,7 +211,7 @@ def test_compiled_training_is_the_same_training(small_backbone, digits, precisio
     def train(precision: str) -> dict[str, torch.Tensor]:
         network = TaskNetwork(small_backbone, 10)
         ledger = Ledger(300 * training_macs(network, 64))
-        fine_tune(network, digits.train, ledger, Recipe(0.003), Engine(Precision.named(precision)), seed=0)
+        fine_tune(network, digits.train, ledger, Recipe(0.003, 0.003), Engine(Precision.named(precision)), seed=0)
         return state_of(network)
 
     start, eager, compiled = (
@@ -222,8 +228,8 @@ def test_compiled_training_is_the_same_training(small_backbone, digits, precisio
 def test_diverging_loss_is_an_error(digits):
     network = TaskNetwork(random_backbone("resnet18half_64"), 10)
     ledger = Ledger(120 * training_macs(network, 64))
-    with pytest.raises(FloatingPointError, match=r"learning rate 1e\+30"):
-        fine_tune(network, digits.train, ledger, Recipe(1e30), Engine(), seed=0)
+    with pytest.raises(FloatingPointError, match=r"rates of 1e\+30 and 1e\+30"):
+        fine_tune(network, digits.train, ledger, Recipe(1e30, 1e30), Engine(), seed=0)
 
 
 @pytest.mark.parametrize("images", [12, 40])
@@ -231,22 +237,24 @@ def test_divergence_in_the_last_step_is_an_error_too(digits, images):
     """The last step's loss is that before its update: only the weights show what the update did."""
     network = TaskNetwork(random_backbone("resnet18half_64"), 10)
     ledger = Ledger(images * training_macs(network, 64))
-    with pytest.raises(FloatingPointError, match="learning rate"):
-        fine_tune(network, digits.train, ledger, Recipe(1e37), Engine(), seed=0)
+    with pytest.raises(FloatingPointError, match="rates of"):
+        fine_tune(network, digits.train, ledger, Recipe(1e37, 1e37), Engine(), seed=0)
 
 
 def test_training_learns(lite0, digits):
     """Ten classes: chance is an error of 0.9."""
     network = TaskNetwork(lite0, 10)
     ledger = Ledger(4 * len(digits.train) * training_macs(network, 64))
-    fine_tune(network, digits.train, ledger, Recipe(0.003), Engine(), seed=0)
+    fine_tune(network, digits.train, ledger, Recipe(0.003, 0.003), Engine(), seed=0)
     assert error_of(predict(network, digits.train, Engine()), digits.train.labels.numpy()) < 0.7
 
 
 def test_seed_decides_the_result(small_backbone, digits):
     def train(seed: int) -> dict:
         network = TaskNetwork(small_backbone, 10)
-        fine_tune(network, digits.train, Ledger(80 * training_macs(network, 64)), Recipe(0.05), Engine(), seed=seed)
+        fine_tune(
+            network, digits.train, Ledger(80 * training_macs(network, 64)), Recipe(0.05, 0.05), Engine(), seed=seed
+        )
         return state_of(network)
 
     first, again, other = train(0), train(0), train(1)
@@ -257,7 +265,7 @@ def test_seed_decides_the_result(small_backbone, digits):
 def test_task_network_leaves_the_backbone_untouched(small_backbone, digits):
     before = state_of(small_backbone)
     network = TaskNetwork(small_backbone, 10)
-    fine_tune(network, digits.train, Ledger(100 * training_macs(network, 64)), Recipe(0.1), Engine(), seed=0)
+    fine_tune(network, digits.train, Ledger(100 * training_macs(network, 64)), Recipe(0.1, 0.1), Engine(), seed=0)
     assert_same_state(small_backbone, before)
     assert not small_backbone.training and all(p.grad is None for p in small_backbone.parameters())
     assert not torch.equal(network.state_dict()["body.0.weight"], before["body.0.weight"])

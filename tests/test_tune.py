@@ -11,43 +11,38 @@ from lib.common.errors import UserError
 from lib.runs.spec import RunSpec
 from tools import tune_precision
 from tools.tune_precision import PRECISIONS, fastest, main
-from tools.tune_rates import RATES, fit
+from tools.tune_rates import BODY, BUDGETS, HEAD, KEYS, RATIOS, fit
 
 
-def errors_with_best_rates(best: dict[float, float]) -> pd.DataFrame:
-    """Records whose error is lowest at a known rate for each ratio, whatever the task and budget."""
-    rows = [
-        {
-            "task": task,
-            "event": event,
-            "ratio": ratio,
-            "budget": budget,
-            "learning_rate": rate,
-            "error_dev": 0.3 + 0.1 * abs(np.log10(rate / best[ratio])) + 0.01 * event,
-        }
-        for (event, task), ratio, budget, rate in itertools.product(
-            enumerate(["a", "b"]), best, [0.5, 2.0], RATES["independent"]
+def errors_with_best_rates(body: float, head: float, by_ratio: float, by_budget: float) -> pd.DataFrame:
+    """Records whose error is lowest at known rates, whatever the task; the body's follow a line."""
+    rows = []
+    for task, ratio, budget, b, h in itertools.product("ab", RATIOS, BUDGETS, BODY, HEAD[""]):
+        best = body + by_ratio * ratio + by_budget * np.log2(budget / 64) / 2
+        error = 0.3 + 0.1 * abs(np.log10(b) - best) + 0.1 * abs(np.log10(h) - head) + 0.01 * (task == "b")
+        rows.append(
+            dict(zip([*KEYS, "body_rate", "head_rate"], (task, ratio, budget, b, h), strict=True), error_dev=error)
         )
-    ]
     return pd.DataFrame(rows)
 
 
-@pytest.mark.parametrize("best", [{0.0: 1e-3, 0.5: 1e-3}, {0.0: 1e-3, 0.5: 10**-2.8}, {0.0: 3e-3, 0.5: 3e-3}])
-def test_the_rule_is_that_of_the_lowest_errors(best):
-    rule = fit(errors_with_best_rates(best))
-    tried = np.array(RATES["independent"])
-    for ratio, rate in best.items():
-        # Errors are known where they were measured: the best of the rates that were tried, near the true one.
-        nearest = tried[np.abs(np.log10(tried / rate)).argmin()]
-        assert abs(np.log10(rule(ratio) / nearest)) <= 0.11
-    assert rule.fitted_on == ("a", "b") and (rule.low, rule.high) == (tried[0], tried[-1])
+@pytest.mark.parametrize("line", [(-4, -2, 0, 0), (-3.5, -1.5, 0.5, 0), (-4, -2, 0.5, -0.25)])
+def test_the_rule_is_that_of_the_lowest_errors(line):
+    rule = fit(errors_with_best_rates(*line))
+    found = [rule["body"][name] for name in ("base", "by_ratio", "by_budget")]
+    for ratio, budget in itertools.product(RATIOS, BUDGETS):
+        wanted = line[0] + line[2] * ratio + line[3] * np.log2(budget / 64) / 2
+        # Errors are known where they were measured, and lines are tried a quarter of a power apart.
+        assert abs(found[0] + found[1] * ratio + found[2] * np.log2(budget / 64) / 2 - wanted) <= 0.26
+    assert abs(rule["head"]["base"] - line[1]) <= 0.26
+    assert (rule["body"]["low"], rule["body"]["high"]) == pytest.approx((BODY[0], BODY[-1]))
 
 
 def test_a_compiled_network_must_be_worth_its_compilation():
     assert fastest({"fp32": 100, "bf16": 90, "fp32 compiled": 109, "bf16 compiled": 20}) == "fp32"
     assert fastest({"fp32": 100, "bf16": 90, "fp32 compiled": 20, "bf16 compiled": 111}) == "bf16 compiled"
     for precision in PRECISIONS:
-        assert RunSpec(backbone="resnet26_64", ratio=0, budgets=[1], precision=precision)
+        assert RunSpec(backbone="resnet26_64", ratio=0, budgets=[2], precision=precision)
 
 
 @pytest.fixture

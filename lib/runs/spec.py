@@ -49,7 +49,9 @@ def _known_backbone(name: object) -> object:
 
 
 def _dense_images(budgets: object) -> object:
-    whole = isinstance(budgets, list) and all(isinstance(one, (int, float)) and one == int(one) for one in budgets)
+    whole = isinstance(budgets, list) and all(
+        isinstance(one, (int, float)) and float(one).is_integer() for one in budgets
+    )
     if not whole or not 2 <= min(budgets, default=0) <= max(budgets) <= MANY or budgets != sorted(set(budgets)):
         raise ValueError(
             "expected whole numbers of dense images, 2 or more, in ascending order, such as [64, 256]. A budget used "
