@@ -1,9 +1,11 @@
 """Learners: what they start from, what they pay, heads against scikit-learn, and search within the budget."""
 
 import copy
+import itertools
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from helpers import Counter, few_images
 from sklearn.linear_model import Ridge, RidgeCV
-from test_runs import ONE_TASK, PRUNED, TASKS, assert_same_records, killed_run, start_run
+from test_runs import NO_RATES, ONE_TASK, PRUNED, TASKS, assert_same_records, killed_run, start_run
+from torch.utils.flop_counter import FlopCounterMode
 
+from lib.common.errors import UserError
 from lib.learning import search as search_module
 from lib.learning.engine import Engine
 from lib.learning.job import Job
@@ -261,6 +265,66 @@ def test_probe_finetune_starts_from_the_probe_s_head(small, clothes, monkeypatch
     assert LEARNERS["probe_finetune"].learn(tiny).steps == 0 or "probe" in tiny.ledger.spent
 
 
+@pytest.mark.parametrize(
+    ("name", "backbone"),
+    [
+        *itertools.product(("last_stage", "norms"), ("resnet18half_64", "efficientnet_lite0")),
+        ("last_stage", "timm:regnety_002"),
+    ],
+)
+def test_what_is_not_trained_stays_and_the_ledger_knows(name, backbone, clothes):
+    """One image costs what PyTorch's own counter sees of a step of two."""
+    start = load_backbone(backbone, pretrained=False)
+    parts = {"last_stage": ("layer4.", "blocks.6.", "conv_head.", "bn2.", "s4."), "norms": ("bn", "downsample.1")}[name]
+    job = job_of(start, clothes, 40 * training_macs(TaskNetwork(start, 10), 64))
+    learnt = LEARNERS[name].learn(job)
+    before, moved = start.body.state_dict(), set()
+    for key, value in learnt.network.body.state_dict().items():
+        if not torch.equal(value, before[key]) and not key.endswith("num_batches_tracked"):
+            moved.add(key)
+    if name == "last_stage":
+        assert moved == {key for key in before if key.startswith(parts) and not key.endswith("num_batches_tracked")}
+    else:
+        assert moved == {key for key in before if before[key].ndim == 1 and any(part in key for part in parts)}
+    network = learnt.network.train()
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(2, 3, 64, 64)).sum().backward()
+    each = counter.get_total_flops() / 2 / 2
+    images = job.ledger.spent["training"] / training_macs(network, 64)
+    assert images == round(images) > 40
+    # It counts a grouped convolution's weight gradient once for each group.
+    assert training_macs(network, 64) == pytest.approx(each, rel=0.01) or name == "last_stage"
+    assert training_macs(network, 64) < 0.8 * training_macs(TaskNetwork(start, 10), 64)
+
+
+def test_a_network_without_stages_has_no_last_one(clothes):
+    start = load_backbone("timm:convnext_atto", pretrained=False)
+    with pytest.raises(UserError, match="timm:convnext_atto has no declared block that opens a stage"):
+        LEARNERS["last_stage"].learn(job_of(start, clothes, 10**12))
+
+
+def test_pixels_are_the_means_of_their_squares_under_the_head_of_a_probe(small, clothes, monkeypatch):
+    job = job_of(small, clothes, 10**12)
+    learnt = LEARNERS["pixels"].learn(job)
+    pixels = clothes.train.images.numpy().reshape(160, 32, 2, 32, 2, 3).mean((2, 4)) / 255
+    expected = ((pixels - np.array(small.mean)) / np.array(small.std)).transpose(0, 3, 1, 2).reshape(160, -1)
+    weight, bias = ridge_head(torch.tensor(expected, dtype=torch.float32), clothes.train.labels, 10)
+    torch.testing.assert_close(learnt.network.head.weight, weight, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(learnt.network.head.bias, bias, rtol=1e-3, atol=1e-3)
+    assert job.ledger.spent == {"probe": probe_macs(0, 3072, 10, 160)}
+
+
+@pytest.mark.parametrize("kind", ["classes", "tags"])
+def test_the_majority_is_the_most_frequent_answer_and_costs_nothing(small, clothes, kind):
+    labels = torch.tensor([3, 3, 5, 3, 5, 1])
+    labels = labels if kind == "classes" else F.one_hot(labels, 10).float()
+    data = replace(clothes, train=Split(clothes.train.images[:6], labels))
+    job = job_of(small, data, 10**12)
+    logits = predict(LEARNERS["majority"].learn(job).network, clothes.test, Engine())
+    assert (logits == logits[0]).all() and logits[0].argsort()[::-1][:3].tolist() == [3, 5, 1]
+    assert job.ledger.total == 0
+
+
 # --- search ---------------------------------------------------------------------------------------
 
 
@@ -341,7 +405,6 @@ def test_a_trial_that_diverges_is_over_and_noted_and_the_search_goes_on(small, c
 
 # --- over a stream --------------------------------------------------------------------------------
 
-NO_RATES = {"body_rate": None, "head_rate": None}
 STREAM = PRUNED | {"backbone": "resnet18half_64", "tasks": [*TASKS, "letters"], "budgets": [32, 128]}
 
 

@@ -300,11 +300,11 @@ def test_full_disk_is_one_sentence_and_keeps_what_was_done(pruned, killed):
 
 def test_disk_that_has_no_room_for_a_network_is_one_sentence(tmp_path):
     """Files above a megabyte cannot be written: predictions are smaller, a checkpoint is not."""
-    process = start_run(PRUNED | {"budgets": [16, 32]}, tmp_path, largest_file=2**20)
+    process = start_run(PRUNED | {"learner": "previous"}, tmp_path, largest_file=2**20)
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     last = errors.strip().splitlines()[-1]
-    assert re.search(r"^lib\.common\.errors\.UserError: Cannot write .*trunk\.safetensors: File too large", last)
+    assert re.search(r"^lib\.common\.errors\.UserError: Cannot write .*0\.safetensors: File too large", last)
 
 
 @pytest.mark.parametrize("megabytes", [40, 100, 200])
@@ -575,7 +575,7 @@ def test_exported_records_are_the_records(pruned, pruned_out, tmp_path):
     assert "training_hash" in json.loads(target.with_suffix(".json").read_text())
 
 
-@pytest.mark.parametrize("budget", [4, 16])
+@pytest.mark.parametrize("budget", [16, 64])
 def test_diverging_learning_rate_is_a_record_with_a_note(tmp_path, budget):
     spec = RunSpec(**ONE_TASK | {"body_rate": 1e37, "head_rate": 1e37, "budgets": [budget], "ratio": 0})
     (record,) = run_stream(spec, tmp_path).to_dict("records")
@@ -661,7 +661,7 @@ BAD = [
     ({"tasks": []}, "tasks=[]", "at least 1"),
     ({"tasks": "mnist"}, "tasks='mnist'", "list"),
     *(
-        ({"budgets": budgets}, f"budgets={budgets}", "whole numbers of dense images, 2 or more, in ascending order")
+        ({"budgets": budgets}, f"budgets={budgets!r}", "whole numbers of dense images, 2 or more, in ascending order")
         for budgets in ([8, 4], [4, 4], [], [1, 4], [-4], [0.25], [4, 4.5], [float("inf")], [float("nan")], 4, "4")
     ),
     ({"budgets": [0.25]}, "A budget used to be in dense epochs", "is 400 dense images"),
