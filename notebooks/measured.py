@@ -7,7 +7,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lib.learning.speed import images_per_second
 from lib.learning.training import TaskNetwork
 from lib.networks.backbone import Backbone, load_backbone, normalised
 from lib.networks.macs import forward_macs, training_macs
@@ -15,6 +14,7 @@ from lib.networks.measure import fidelity, measure_latency
 from lib.pruning import plan_pruning
 from lib.runs.spec import RunSpec
 from lib.streams import load_stream
+from tools.speed import images_per_second
 
 
 def mixed_images(count: int, image_size: int = 64) -> Tensor:

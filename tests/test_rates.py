@@ -14,7 +14,7 @@ from lib.streams import list_tasks
 from tools.tune_rates import TUNING
 
 STORED = json.loads(TABLE.read_text())
-RULES = [(learner, net, kind) for learner, nets in STORED.items() for net in nets for kind in nets[net]]
+RULES = [(learner, net, kind) for net, rules in STORED.items() for learner in rules for kind in rules[learner]]
 PLACES = [(ratio, budget) for ratio in (0, 0.25, 0.5, 0.75) for budget in (2, 16, 64, 256, 1024, 16384)]
 
 
@@ -22,13 +22,13 @@ def test_the_main_backbone_has_rules_for_all_that_fine_tunes():
     for name, learner in LEARNERS.items():
         if learner.fine_tunes:
             assert rates(name, list_backbones()[0], "filter", 0.5, 64)
-    assert set(TUNED_AS.values()) <= STORED.keys()
+    assert set(TUNED_AS.values()) <= STORED[list_backbones()[0]].keys()
 
 
 @pytest.mark.parametrize("key", RULES)
 def test_rates_follow_the_written_rule_within_what_was_tried(key):
     learner, backbone, granularity = key
-    for task, rule in STORED[learner][backbone][granularity].items():
+    for task, rule in STORED[backbone][learner][granularity].items():
         for ratio, budget in PLACES:
             for found, part in zip(rates(*key, ratio, budget, task), ("body", "head"), strict=True):
                 line = rule[part]
@@ -43,7 +43,7 @@ def test_a_task_that_was_tuned_on_has_a_rule_without_its_data_set(key):
     learner, backbone, granularity = key
     file = TUNING / f"{backbone}-{learner}-{granularity}.parquet"
     tuned_on = {data_set(task) for task in pd.read_parquet(file)["task"]} if file.exists() else set()
-    assert set(STORED[learner][backbone][granularity]) - {ALL} == tuned_on
+    assert set(STORED[backbone][learner][granularity]) - {ALL} == tuned_on
 
 
 def test_a_data_set_is_known_by_its_name_in_every_stream():

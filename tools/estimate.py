@@ -6,7 +6,6 @@ import sys
 
 from lib.common.errors import exit_with_one_sentence
 from lib.learning.engine import Engine
-from lib.learning.speed import images_per_second
 from lib.learning.training import TaskNetwork
 from lib.networks.backbone import load_backbone
 from lib.networks.macs import forward_macs, training_macs
@@ -14,6 +13,7 @@ from lib.pruning import plan_pruning
 from lib.runs.profiles import arms_of
 from lib.runs.spec import RunSpec
 from lib.streams import load_stream
+from tools.speed import images_per_second
 from tools.stamps import is_done
 
 

@@ -14,8 +14,8 @@ from lib.common.errors import UserError, exit_with_one_sentence
 from lib.common.files import write_json
 from lib.common.paths import ROOT
 from lib.learning.engine import PRECISIONS, Engine, Precision
-from lib.learning.speed import images_per_second
 from lib.networks.backbone import list_backbones, load_backbone
+from tools.speed import images_per_second
 
 TABLE = ROOT / "lib" / "learning" / "precision.json"
 WORTH = 1.1  # a compiled network must be so much faster: compiling takes a minute for every network

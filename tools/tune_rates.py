@@ -138,7 +138,7 @@ def main(backbone: str, learner: str = "independent", granularity: str = "channe
     records = measure(backbone, learner, granularity, TUNING / f"{backbone}-{learner}-{granularity}.parquet")
     rules = {ALL: fit(records)} | {data_set(task): fit(records[records["task"] != task]) for task in TASKS}
     table = json.loads(TABLE.read_text())
-    table.setdefault(learner, {}).setdefault(backbone, {})[granularity] = rules
+    table.setdefault(backbone, {}).setdefault(learner, {})[granularity] = rules
     write_json(TABLE, table)
     print(pd.json_normalize(list(rules.values())).set_axis(list(rules)).to_string())
 

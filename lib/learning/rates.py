@@ -55,7 +55,7 @@ def rates(
     """
     learner = TUNED_AS.get(learner, learner)
     try:
-        rules = _table()[learner][backbone][granularity]
+        rules = _table()[backbone][learner][granularity]
     except KeyError as error:
         raise UserError(
             f"No rates are known for learner={learner!r}, backbone={backbone!r}, granularity={granularity!r}: give "
