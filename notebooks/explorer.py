@@ -28,8 +28,8 @@ from lib.streams import list_tasks, load_stream
 from measured import mixed_images
 
 BACKBONES = ["resnet26_64", "resnet18half_64", "efficientnet_lite0"]  # they have a learning-rate rule
-LEARNING_RATE = 1e-3  # of the others
-BUDGETS = [0.125, 0.25, 0.5, 1.0, 2.0]
+RATES = 1e-4, 1e-2  # of body and head of the others
+BUDGETS = [16, 64, 256]
 IMAGE_SIZE, BATCH = 64, 16
 CALIBRATION_IMAGES, IMAGES = 32, 64  # for criteria and repairs, and others to measure fidelity on
 
@@ -127,9 +127,9 @@ class Explorer:
         """Fine-tune at ever larger budgets; the curve grows with each."""
         self.start.disabled = True
         try:
-            errors: dict[float, float] = {}
+            errors: dict[int, float] = {}
             for budget in BUDGETS:
-                self.message.value = f"{budget:g} dense epochs ..."
+                self.message.value = f"{budget} dense images ..."
                 records = run_stream(self._spec(budget), self.out)
                 errors[budget] = records["error_test"].iloc[0]
                 self.curve_picture.value = picture(_curve(errors, self._measured_before())).data
@@ -163,12 +163,13 @@ class Explorer:
             temporary.write_text(yaml.safe_dump({"name": "explore", "tasks": [source]}))
         return str(stream), None
 
-    def _spec(self, budget: float) -> RunSpec:
+    def _spec(self, budget: int) -> RunSpec:
         (name, weights), (stream, tasks) = self.chosen, self._stream()
         return RunSpec(
             backbone=name,
             weights=weights,
-            learning_rate=None if name in BACKBONES else LEARNING_RATE,
+            body_rate=None if name in BACKBONES else RATES[0],
+            head_rate=None if name in BACKBONES else RATES[1],
             ratio=self.ratio.value,
             granularity=self.granularity.value,
             criterion=self.criterion.value,

@@ -58,7 +58,7 @@ def time_table(backbones: Iterable[str], ratios: Iterable[float], image_size: in
     tables = []
     for backbone in backbones:
         dense = load_backbone(backbone, pretrained=False)
-        spec = RunSpec(backbone=backbone, ratio=0, budgets=[1])
+        spec = RunSpec(backbone=backbone, ratio=0, budgets=[2])
         whole = _times(dense, spec, image_size)
         for granularity in ("filter", "channel"):
             for ratio in (0.0, *ratios):

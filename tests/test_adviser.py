@@ -108,18 +108,18 @@ def test_records_of_one_run_are_advice(tmp_path):
     """What `run_stream` gives, without a name or a unit: arms are told apart and called by their fields."""
     common = {"tasks": ["mnist", "materials", "stamps"], "train_images": 24, "evaluation_images": 16}
     specs = [
-        RunSpec(backbone="resnet18half_64", ratio=ratio, learner="probe", budgets=[0.25], **common)
+        RunSpec(backbone="resnet18half_64", ratio=ratio, learner="probe", budgets=[8], **common)
         for ratio in (0, 0.5)
     ]
     runs = [run_stream(spec, tmp_path) for spec in specs]
-    alone = recommend(0.25, "mine", runs[0])
+    alone = recommend(8, "mine", runs[0])
     assert alone.arm == "dense, probe" and alone.spec["backbone"] == "resnet18half_64"
     assert alone.error.value == pytest.approx(runs[0]["error_test"].mean())
-    both = recommend(0.25, "mnist", pd.concat(runs))
+    both = recommend(8, "mnist", pd.concat(runs))
     errors = [run.loc[run["task"] != "mnist", "error_test"].mean() for run in runs]
     assert both.error.value == pytest.approx(min(errors))
     assert both.spec["ratio"] == (0, 0.5)[int(np.argmin(errors))]
-    assert RunSpec(**both.spec, budgets=[0.25]).learner == "probe"
+    assert RunSpec(**both.spec, budgets=[8]).learner == "probe"
 
 
 def test_budgets_that_are_not_nested_are_read_between(records):

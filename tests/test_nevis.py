@@ -519,9 +519,9 @@ def unpacked_fashion(root: Path) -> None:
 
 def test_a_prepared_directory_runs_from_its_stream_file_to_records(tmp_path):
     prepare(tmp_path / "mine")
-    spec = RunSpec(**NETWORK, stream=stream_of(tmp_path, "nevis:mine"), budgets=[2], learning_rate=0.001)
+    spec = RunSpec(**NETWORK, stream=stream_of(tmp_path, "nevis:mine"), budgets=[16], body_rate=0.001, head_rate=0.001)
     records = run_stream(spec, tmp_path / "runs")
-    assert records["steps"].tolist() == [2] and records["error_test"].between(0, 1).all()
+    assert records["steps"].gt(0).all() and records["error_test"].between(0, 1).all()
 
 
 @pytest.mark.slow
@@ -531,10 +531,11 @@ def test_fashion_mnist_runs_through_torchvision_from_debian_s_files_to_records(t
     spec = RunSpec(
         **NETWORK,
         stream=stream_of(tmp_path, "torchvision:FashionMNIST"),
-        budgets=[0.5, 1],
+        budgets=[256, 1024],
         train_images=1500,
         evaluation_images=500,
-        learning_rate=0.003,
+        body_rate=1e-4,
+        head_rate=1e-2,
     )
     records = run_stream(spec, tmp_path / "runs")
     # A linear model on raw pixels has an error of 0.16 with all 60,000 images.

@@ -126,7 +126,7 @@ def test_a_file_that_did_not_change_is_hashed_once(tmp_path, monkeypatch):
 def test_a_folder_runs_from_its_stream_file_to_records(tmp_path):
     fill(tmp_path / "my fruit", {"train": 40})
     file = stream_file(tmp_path, ONE)
-    spec = RunSpec(**NETWORK, ratio=0.5, stream=file, budgets=[2])
+    spec = RunSpec(**NETWORK, ratio=0.5, stream=file, budgets=[64])
     (record,) = run_stream(spec, tmp_path / "runs").to_dict("records")
     assert (record["task"], record["year"], record["domain"]) == ("fruit", 2020, "other")
     assert record["steps"] > 0 and record["error_test"] <= 0.25  # red or not
@@ -154,7 +154,7 @@ def test_missing_tasks_are_listed_or_left_out(tmp_path):
 def test_records_name_the_tasks_that_were_left_out(tmp_path):
     fill(tmp_path / "my fruit", {"train": 20})
     file = stream_file(tmp_path, ONE + '  - {name: birds, source: "folder:birds", year: 2011}\n')
-    fields = {**NETWORK, "ratio": 0.0, "stream": file, "budgets": [0.5]}
+    fields = {**NETWORK, "ratio": 0.0, "stream": file, "budgets": [8]}
     with pytest.raises(UserError, match="birds"):
         run_stream(RunSpec(**fields), tmp_path / "runs")
     (record,) = run_stream(RunSpec(**fields, missing="skip"), tmp_path / "runs").to_dict("records")

@@ -27,15 +27,15 @@ def speed_of(backbone: str, ratio: float, granularity: str, image_size: int, eng
 
 
 def seconds_of(spec: RunSpec) -> float:
-    """Estimated seconds of one arm on one thread: the budgets, and measuring dev and test after each."""
+    """Estimated seconds of one arm on one thread: the budgets, and measuring test after each."""
     rate, train, forward = speed_of(spec.backbone, spec.ratio, spec.granularity, spec.image_size, spec.engine)
-    name, size = (spec.reference or f"{spec.backbone}@{spec.image_size}").split("@")
-    epoch = training_macs(TaskNetwork(load_backbone(name, pretrained=False), 10), int(size))
+    name, size = spec.reference.split("@")
+    unit = training_macs(TaskNetwork(load_backbone(name, pretrained=False), 10), int(size))
     images = 0
     for task in load_stream(spec.stream, spec.missing).only(spec.tasks).tasks:
         data = spec.data_of(task)
-        images += sum(spec.budgets) * len(data.train) * epoch / train
-        images += len(spec.budgets) * (len(data.dev) + len(data.test)) * forward / train
+        images += sum(spec.budgets) * unit / train
+        images += len(spec.budgets) * len(data.test) * forward / train
     return images / rate
 
 
