@@ -45,7 +45,7 @@ export PYTHONUTF8 := 1
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup figures rerun runs $(EXTRAS:%=setup-%) test test-slow test-sweep test-all notebooks pretrain numbers verify paper arxiv benchmark tune tasks data lab html lint format clean _drawn _measured _arms
+.PHONY: help setup figures rerun runs $(EXTRAS:%=setup-%) test test-slow test-sweep test-all notebooks pretrain numbers verify paper arxiv benchmark tune rates tasks data lab html lint format clean _drawn _measured _arms
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -160,6 +160,9 @@ benchmark: setup ## the engine's speed, growth and sharing, against the bare ste
 
 tune: setup ## measure the precision that BACKBONES (default: all) train fastest in on DEVICE (default: cpu)
 	@$(PY) -m tools.tune_precision "$(or $(DEVICE),cpu)" $(BACKBONES)
+
+rates: setup ## fit the rates of body and head anew, from the committed records of their tuning
+	@$(PY) -m tools.tune_rates
 
 tasks: setup ## list the tasks of STREAM (default: pocket; or the path of a stream.yaml), here or not
 	@$(PY) -m tools.tasks "$(or $(STREAM),pocket)"

@@ -108,8 +108,7 @@ def test_records_of_one_run_are_advice(tmp_path):
     """What `run_stream` gives, without a name or a unit: arms are told apart and called by their fields."""
     common = {"tasks": ["mnist", "materials", "stamps"], "train_images": 24, "evaluation_images": 16}
     specs = [
-        RunSpec(backbone="resnet18half_64", ratio=ratio, learner="probe", budgets=[8], **common)
-        for ratio in (0, 0.5)
+        RunSpec(backbone="resnet18half_64", ratio=ratio, learner="probe", budgets=[8], **common) for ratio in (0, 0.5)
     ]
     runs = [run_stream(spec, tmp_path) for spec in specs]
     alone = recommend(8, "mine", runs[0])

@@ -8,18 +8,21 @@ import pandas as pd
 import pytest
 
 from lib.common.errors import UserError
+from lib.learning import rates
 from lib.runs.spec import RunSpec
-from tools import tune_precision
+from tools import tune_precision, tune_rates
 from tools.tune_precision import PRECISIONS, fastest, main
-from tools.tune_rates import BODY, BUDGETS, HEAD, KEYS, RATIOS, fit
+from tools.tune_rates import BODY, BUDGETS, HEAD, KEYS, RATIOS, TASKS, fit
 
 
-def errors_with_best_rates(body: float, head: float, by_ratio: float, by_budget: float) -> pd.DataFrame:
+def errors_with_best_rates(
+    body: float, head: float, by_ratio: float, by_budget: float, tasks: list[str] = TASKS
+) -> pd.DataFrame:
     """Records whose error is lowest at known rates, whatever the task; the body's follow a line."""
     rows = []
-    for task, ratio, budget, b, h in itertools.product("ab", RATIOS, BUDGETS, BODY, HEAD[""]):
+    for task, ratio, budget, b, h in itertools.product(tasks, RATIOS, BUDGETS, BODY, HEAD[""]):
         best = body + by_ratio * ratio + by_budget * np.log2(budget / 64) / 2
-        error = 0.3 + 0.1 * abs(np.log10(b) - best) + 0.1 * abs(np.log10(h) - head) + 0.01 * (task == "b")
+        error = 0.3 + 0.1 * abs(np.log10(b) - best) + 0.1 * abs(np.log10(h) - head) + 0.01 * (task == TASKS[0])
         rows.append(
             dict(zip([*KEYS, "body_rate", "head_rate"], (task, ratio, budget, b, h), strict=True), error_dev=error)
         )
@@ -36,6 +39,22 @@ def test_the_rule_is_that_of_the_lowest_errors(line):
         assert abs(found[0] + found[1] * ratio + found[2] * np.log2(budget / 64) / 2 - wanted) <= 0.26
     assert abs(rule["head"]["base"] - line[1]) <= 0.26
     assert (rule["body"]["low"], rule["body"]["high"]) == pytest.approx((BODY[0], BODY[-1]))
+
+
+def test_the_table_is_drawn_from_whole_records_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune_rates, "TABLE", tmp_path / "rates.json")
+    monkeypatch.setattr(tune_rates, "TUNING", tmp_path)
+    monkeypatch.setattr(tune_rates, "measure", None)
+    (tmp_path / "rates.json").write_text('{"mine": {}}')
+    file = tmp_path / "resnet26_64-norms-filter.parquet"
+    errors_with_best_rates(-4, -2, 0.5, 0).to_parquet(file)
+    tune_rates.main()
+    table = json.loads((tmp_path / "rates.json").read_text())
+    assert table["mine"] == {}
+    assert set(table["resnet26_64"]["norms"]["filter"]) == {rates.ALL, *TASKS}
+    errors_with_best_rates(-4, -2, 0.5, 0, TASKS[:2]).to_parquet(file)
+    with pytest.raises(UserError, match=r"python -m tools\.tune_rates resnet26_64 norms filter"):
+        tune_rates.main()
 
 
 def test_a_compiled_network_must_be_worth_its_compilation():

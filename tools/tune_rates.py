@@ -1,14 +1,15 @@
-"""Fit the rules of lib/learning/rates.py: `python -m tools.tune_rates BACKBONE [LEARNER [GRANULARITY]]`.
+"""Fit the rules of lib/learning/rates.py: `python -m tools.tune_rates [BACKBONE [LEARNER [GRANULARITY]]]`.
 
 Trains the tuning tasks of the pocket stream at a grid of rates of body and head, dense and pruned, at a few budgets,
 and looks at dev images alone. The records lie in paper/records/tuning, one file for each network, learner and
-granularity; a run that is killed goes on, and a file that is complete is only fitted anew. The rule is the one with
-the lowest mean error, once over all data sets and once without each of them. The compute of this is charged to no
-task: that is why no task takes part in its own rule.
+granularity; a run that is killed goes on, and without a name (`make rates`) nothing is measured and all files are
+fitted anew. The rule is the one with the lowest mean error, once over all data sets and once without each of them.
+The compute of this is charged to no task: that is why no task takes part in its own rule.
 """
 
 import itertools
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.interpolate import RegularGridInterpolator
 
-from lib.common.errors import choose, exit_with_one_sentence
+from lib.common.errors import UserError, choose, exit_with_one_sentence
 from lib.common.files import atomic_path, write_json
 from lib.common.paths import PAPER_RECORDS
 from lib.common.progress import report
@@ -131,16 +132,38 @@ def fit(records: pd.DataFrame) -> dict[str, dict[str, float]]:
     }
 
 
-def main(backbone: str, learner: str = "independent", granularity: str = "channel") -> None:
-    choose("backbone", backbone, list_backbones())
-    choose("learner", learner, [name for name, one in LEARNERS.items() if one.fine_tunes and not one.remembers])
-    choose("granularity", granularity, GRANULARITIES)
-    records = measure(backbone, learner, granularity, TUNING / f"{backbone}-{learner}-{granularity}.parquet")
+def draw(file: Path) -> None:
+    """Put the rules that follow from the records in `file` into the table.
+
+    Raises UserError for records of a part of the grid, such as a killed run leaves.
+    """
+    backbone, learner, granularity = file.stem.split("-")
+    records = pd.read_parquet(file)
+    axes = [records[name].nunique() for name in (*KEYS, "body_rate", "head_rate")]
+    if len(records) < math.prod(axes) or axes[:3] != [len(TASKS), len(RATIOS), len(BUDGETS)]:
+        raise UserError(
+            f"{file.name} holds {len(records)} records, which are a part of the grid: finish it with "
+            f"`python -m tools.tune_rates {backbone} {learner} {granularity}`, or remove it."
+        )
     rules = {ALL: fit(records)} | {data_set(task): fit(records[records["task"] != task]) for task in TASKS}
     table = json.loads(TABLE.read_text())
     table.setdefault(backbone, {}).setdefault(learner, {})[granularity] = rules
     write_json(TABLE, table)
-    print(pd.json_normalize(list(rules.values())).set_axis(list(rules)).to_string())
+    print(file.stem, pd.json_normalize(list(rules.values())).set_axis(list(rules)).to_string(), sep="\n")
+
+
+def main(backbone: str = "", learner: str = "independent", granularity: str = "channel") -> None:
+    """Measure and draw one network's rules; without a name, draw those of all records and measure nothing."""
+    if not backbone:
+        for file in sorted(TUNING.glob("*.parquet")):
+            draw(file)
+        return
+    choose("backbone", backbone, list_backbones())
+    choose("learner", learner, [name for name, one in LEARNERS.items() if one.fine_tunes and not one.remembers])
+    choose("granularity", granularity, GRANULARITIES)
+    file = TUNING / f"{backbone}-{learner}-{granularity}.parquet"
+    measure(backbone, learner, granularity, file)
+    draw(file)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ rule of all of them. `python -m tools.tune_rates` makes lib/learning/rates.json 
 
 import json
 import math
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,21 +18,6 @@ TABLE = Path(__file__).parent / "rates.json"
 ALL = "*"
 # Learners that start alike are tuned together; so are networks that nothing is removed from.
 TUNED_AS = {"previous": "independent", "dynamic": "independent"}
-
-
-@dataclass(frozen=True)
-class Line:
-    """log10 of a rate, linear in the share removed and in the logarithm of the budget, within what was tried."""
-
-    base: float
-    by_ratio: float
-    by_budget: float
-    low: float
-    high: float
-
-    def __call__(self, ratio: float, budget: int) -> float:
-        exponent = self.base + self.by_ratio * ratio + self.by_budget * math.log(budget / 64, 4)
-        return min(max(10**exponent, self.low), self.high)
 
 
 @cache
@@ -63,4 +47,10 @@ def rates(
             f"{backbone} {learner} {granularity}`."
         ) from error
     rule = rules.get(data_set(task), rules[ALL])
-    return Line(**rule["body"])(ratio, budget), Line(**rule["head"])(ratio, budget)
+    fourfold = math.log(budget / 64, 4)
+
+    def on(line: dict[str, float]) -> float:
+        exponent = line["base"] + line["by_ratio"] * ratio + line["by_budget"] * fourfold
+        return min(max(10**exponent, line["low"]), line["high"])
+
+    return on(rule["body"]), on(rule["head"])
