@@ -48,16 +48,15 @@ def _known_backbone(name: object) -> object:
     return name
 
 
-def _dense_images(budgets: object) -> object:
-    whole = isinstance(budgets, list) and all(
-        isinstance(one, (int, float)) and float(one).is_integer() for one in budgets
-    )
-    if not whole or not 2 <= min(budgets, default=0) <= max(budgets) <= MANY or budgets != sorted(set(budgets)):
+def _dense_images(budgets: object) -> list[int]:
+    given = budgets if isinstance(budgets, list) else []
+    whole = all(isinstance(one, (int, float)) and float(one).is_integer() for one in given)
+    if not whole or not 2 <= min(given, default=0) <= max(given) <= MANY or given != sorted(set(given)):
         raise ValueError(
             "expected whole numbers of dense images, 2 or more, in ascending order, such as [64, 256]. A budget used "
             "to be in dense epochs: one epoch of a task of 400 images is 400 dense images"
         )
-    return [int(one) for one in budgets]
+    return [int(one) for one in given]
 
 
 def _best_size(size: object, info: ValidationInfo) -> object:

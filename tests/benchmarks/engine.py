@@ -5,7 +5,6 @@ on resident random tensors, and against torchvision's transforms on PIL images t
 workers in fp32, in a process that lib/learning/engine.py has not touched; all on the same threads, as ratios
 of images per second, the median of rounds that alternate.
 Growth: time and peak memory of a run over the pocket stream when tasks, images, ratios or budgets double.
-Sharing: what all budgets of a run take, and those of learners that share nothing, against the largest alone.
 """
 
 import argparse
@@ -26,21 +25,21 @@ from torch.utils.data import DataLoader, Dataset
 from lib.common.vision import torchvision
 from lib.learning.engine import set_up_cpu
 from lib.learning.ledger import Ledger
-from lib.learning.training import Recipe, TaskNetwork, error_of, fine_tune, predict
+from lib.learning.training import LARGEST_BATCH, Recipe, TaskNetwork, error_of, fine_tune, predict
 from lib.networks.backbone import Backbone, load_backbone
 from lib.networks.macs import training_macs
 from lib.runs.spec import RunSpec
 from lib.streams import Split, load_stream
 
 BACKBONES = ["resnet26_64", "efficientnet_lite0"]
-RATE = {"resnet26_64": 1e-3, "efficientnet_lite0": 3e-3}
+RECIPE = Recipe(1e-4, 1e-2)
 ROUNDS = 3
-BASE = {  # what growth and sharing start from
+BASE = {  # what growth starts from
     "backbone": "resnet18half_64",
     "ratio": 0.5,
     "criterion": "activation",
     "repair": "mean",
-    "budgets": [1.0],
+    "budgets": [256],
     "tasks": ["mnist", "letters", "scripts"],
     "train_images": 300,
     "evaluation_images": 100,
@@ -82,43 +81,36 @@ class Pictures(Dataset):
         return self.transform(self.pictures[place]), self.labels[place]
 
 
-def plain_loop(network: TaskNetwork, train: Split, backbone: Backbone, recipe: Recipe, steps: int) -> None:
-    """fp32, the default memory layout, a DataLoader with two workers; the same schedule and steps."""
+def plain_loop(network: TaskNetwork, train: Split, backbone: Backbone, steps: int) -> None:
+    """fp32, the default memory layout, a DataLoader with two workers; the same rates and steps."""
     loader = DataLoader(
-        Pictures(train, backbone),
-        recipe.batch_size,
-        shuffle=True,
-        num_workers=2,
-        drop_last=True,
-        persistent_workers=True,
+        Pictures(train, backbone), LARGEST_BATCH, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True
     )
-    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
-    stable = steps // 2
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / 2, 1, (steps - step) / (steps - stable))
-    )
+    criterion = nn.CrossEntropyLoss(label_smoothing=RECIPE.label_smoothing)
+    groups = [{"params": part.parameters()} for part in (network.body, network.head)]
+    optimizer = torch.optim.AdamW(groups, weight_decay=RECIPE.weight_decay)
     network.train()
     done = 0
     while done < steps:
         for images, labels in loader:
+            for group, rate in zip(optimizer.param_groups, RECIPE.rates(done, steps), strict=True):
+                group["lr"] = rate
             optimizer.zero_grad()
             loss = criterion(network(images), labels)
             loss.backward()
             optimizer.step()
-            schedule.step()
             loss.item()  # as progress bars do
             done += 1
             if done == steps:
                 break
 
 
-def bare_step(network: TaskNetwork, recipe: Recipe, precision: str, steps: int) -> None:
+def bare_step(network: TaskNetwork, precision: str, steps: int) -> None:
     """Forward, backward and update on one resident batch of random tensors."""
     network.to(memory_format=torch.channels_last).train()
-    images = torch.randn(recipe.batch_size, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(10, (recipe.batch_size,))
-    optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate, fused=True)
+    images = torch.randn(LARGEST_BATCH, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (LARGEST_BATCH,))
+    optimizer = torch.optim.AdamW(network.parameters(), RECIPE.body_rate, fused=True)
     for _ in range(steps):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             logits = network(images)
@@ -127,32 +119,31 @@ def bare_step(network: TaskNetwork, recipe: Recipe, precision: str, steps: int) 
         optimizer.zero_grad()
 
 
-def measured_way(way: str, name: str, batch_size: int, images: int) -> tuple[float, float]:
+def measured_way(way: str, name: str, images: int) -> tuple[float, float]:
     """Images a second of one of the ways, and the test error that it leaves."""
     backbone = load_backbone(name)
-    spec = RunSpec(backbone=name, ratio=0, budgets=[1])
+    spec = RunSpec(backbone=name, ratio=0, budgets=[2])
     precision, engine = spec.precision, spec.engine
     task = next(task for task in load_stream("pocket").tasks if task.name == "fashion_mnist")
     data = task.read(64)
-    recipe = Recipe(RATE[name], batch_size=batch_size)
     each = training_macs(TaskNetwork(backbone, 10), 64)
     ways = {
-        "bare": lambda network, steps: bare_step(network, recipe, precision, steps),
+        "bare": lambda network, steps: bare_step(network, precision, steps),
         "ours": lambda network, steps: fine_tune(
-            network, data.train, Ledger(steps * batch_size * each), recipe, engine, seed=0
+            network, data.train, Ledger(steps * LARGEST_BATCH * each), RECIPE, engine, seed=0
         ),
-        "plain": lambda network, steps: plain_loop(network, data.train, backbone, recipe, steps),
+        "plain": lambda network, steps: plain_loop(network, data.train, backbone, steps),
     }
-    steps = images // batch_size
+    steps = images // LARGEST_BATCH
     ways[way](TaskNetwork(backbone, 10), 2)  # kernels are compiled, workers' code is read
     network = TaskNetwork(backbone, 10)
     began = time.monotonic()
     ways[way](network, steps)
-    rate = steps * batch_size / (time.monotonic() - began)
+    rate = steps * LARGEST_BATCH / (time.monotonic() - began)
     return rate, error_of(predict(network, data.test, engine), data.test.labels.numpy())
 
 
-def throughput(name: str, batch_size: int, images: int, threads: int) -> dict:
+def throughput(name: str, images: int, threads: int) -> dict:
     """Images a second of the three ways, and the test error of the two that learn."""
     rounds, errors = [], {}
     context = multiprocessing.get_context("spawn")
@@ -163,14 +154,13 @@ def throughput(name: str, batch_size: int, images: int, threads: int) -> dict:
         for _ in range(ROUNDS):
             rates = {}
             for way, process in {"bare": engine, "ours": engine, "plain": usual}.items():
-                measured = process.submit(measured_way, way, name, batch_size, images)
+                measured = process.submit(measured_way, way, name, images)
                 rates[way], errors[way] = measured.result()
             rounds.append(rates)
     table = pd.DataFrame(rounds)
     return {
         "backbone": name,
-        "batch": batch_size,
-        "precision": RunSpec(backbone=name, ratio=0, budgets=[1]).precision,
+        "precision": RunSpec(backbone=name, ratio=0, budgets=[2]).precision,
         **table.median().round().astype(int).add_suffix(" images/s").to_dict(),
         "ours/bare": round((table["ours"] / table["bare"]).median(), 2),
         "ours/plain": round((table["ours"] / table["plain"]).median(), 2),
@@ -194,7 +184,7 @@ def growth() -> pd.DataFrame:
         "tasks": [BASE | {"tasks": [*BASE["tasks"], "emoji", "materials", "fashion_mnist"]}],
         "images": [BASE | {"train_images": 600, "evaluation_images": 200}],
         "ratios": [BASE, BASE | {"ratio": 0.25}],
-        "budgets": [BASE | {"budgets": [1.0, 1.1]}],
+        "budgets": [BASE | {"budgets": [256, 257]}],
     }
     rows = []
     for name, specs in more.items():
@@ -207,29 +197,15 @@ def growth() -> pd.DataFrame:
     )
 
 
-def sharing() -> pd.DataFrame:
-    """Time of six budgets, each twice the one before, against that of the largest alone, by learner."""
-    rows = []
-    for learner in ("independent", "probe_finetune", "previous"):
-        spec = BASE | {"learner": learner, "learning_rate": 1e-4, "evaluation_images": 20}
-        all_of_them, _ = measured_run([spec | {"budgets": [0.25, 0.5, 1.0, 2.0, 4.0, 8.0]}])
-        largest, _ = measured_run([spec | {"budgets": [8.0]}])
-        ratio = round(all_of_them / largest, 2)
-        rows.append({"learner": learner, "all budgets s": all_of_them, "largest s": largest, "ratio": ratio})
-    return pd.DataFrame(rows).round(2)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--images", type=int, default=2048, help="training images a measurement")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    rows = [throughput(name, batch, arguments.images, arguments.threads) for name in BACKBONES for batch in (16, 128)]
+    rows = [throughput(name, arguments.images, arguments.threads) for name in BACKBONES]
     print(pd.DataFrame(rows).to_string(index=False))
     print()
     print(growth().to_string(index=False))
-    print()
-    print(sharing().to_string(index=False))
 
 
 if __name__ == "__main__":
