@@ -63,7 +63,8 @@ def _run_jobs(spec: RunSpec, stream: Stream, dense: Backbone, store: Store) -> b
     began, learnt = time.monotonic(), 0
     for start, job in _jobs(spec, stream, dense, store):
         row = _run_event(start, job, spec.learner, store)
-        job.checkpoints.clear()
+        if job.checkpoints:
+            job.checkpoints.clear()
         learnt += job.budget
         minutes = (left - learnt) / learnt * (time.monotonic() - began) / 60
         report(
