@@ -47,7 +47,9 @@ def test_batches_spend_all_images_in_equal_parts_that_suit_the_budget(images):
     assert sum(batches) == images
     assert not batches or (max(batches) <= 32 and max(batches) - min(batches) <= 1)
     assert images < 2 or min(batches) >= 2, "batch norm needs two values a channel"
-    assert len(batches) >= 8 or images < 32, "few images are not few steps"
+    assert len(batches) >= 8 or images < 64, "few images are not few steps"
+    assert len(batches) >= 2 or images < 16, "nor one alone"
+    assert min(batches, default=8) >= 8 or images % 8, "batches of less than eight are noise"
     assert max(batches, default=0) >= 16 or images <= 16 * 8, "nor are many images many small steps"
 
 

@@ -19,7 +19,8 @@ from lib.streams.task import Split, are_tags
 
 CROP_MARGIN = 4  # pixels at 64 px that random crops shift by, scaled with the image
 WARMUP = 0.1  # share of the steps in which the rates rise
-LEAST_STEPS, SMALLEST_BATCH, LARGEST_BATCH = 8, 4, 32
+# Eight steps where batches of eight allow: with four images batch norms are too noisy, and more steps do not make up.
+LEAST_STEPS, SMALLEST_BATCH, LARGEST_BATCH = 8, 8, 32
 LOOKS = 64  # steps between two looks at whether the loss is still finite
 AT_ONCE = 50  # images that are looked at together: at 128 px, 100 take half as long again, 200 twice as long
 
