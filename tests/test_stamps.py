@@ -328,8 +328,8 @@ def test_arms_that_a_profile_runs_with_more_seeds_or_budgets_are_in_it():
 
 def test_a_seed_of_an_arm_differs_in_the_seed_alone_and_budgets_are_added_in_order():
     arms = arms_of("paper")
-    assert arms["channel_90-seed1"] == {**arms["channel_90"], "seed": 1, "budgets": arms["l1_50"]["budgets"]}
-    assert arms["channel_90"]["budgets"] == [*arms["l1_50"]["budgets"], 4.0, 8.0]
+    assert arms["pruned_50-seed1"] == {**arms["pruned_50"], "seed": 1, "budgets": arms["l1_50"]["budgets"]}
+    assert arms["pruned_50"]["budgets"] == [*arms["l1_50"]["budgets"], 4096, 16384]
 
 
 # --- profiles that users write --------------------------------------------------------------------
