@@ -9,8 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from threadpoolctl import threadpool_limits
 
-from tools.pocket.common import SIDE, SPLITS, Sample, Task
+from tools.pocket.common import SPLITS, Sample, Task
 
+SIDE = 64  # of the images whose pixels are regressed on
 STRENGTHS = (0.0003, 0.003, 0.03, 0.3)
 
 

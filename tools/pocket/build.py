@@ -29,7 +29,7 @@ from tools.pocket.common import SIDE, SPLITS, TASKS, Sample, Sources, Task, spli
 for _module in ("characters", "drawings", "photographs", "products", "textures"):
     importlib.import_module(f"tools.pocket.{_module}")
 
-SHEET_COLUMNS, SHEET_ROWS, LABEL_HEIGHT = 10, 4, 22
+SHEET_SIDE, SHEET_COLUMNS, SHEET_ROWS, LABEL_HEIGHT = 64, 10, 4, 22
 LARGEST_SHEET = 100_000  # bytes; noisy sheets get fewer colours
 
 
@@ -40,6 +40,7 @@ def build_task(of: Task, sources: Sources, out: Path) -> dict:
     with atomic_path(path) as temporary:
         pq.write_table(_table(of, splits), temporary, compression="zstd")
     _contact_sheet(of, splits["train"], out / "contact" / f"{of.name}.png")
+    sides = [sample.image.width for split in SPLITS for sample in splits[split]]
     return {
         "name": of.name,
         "year": of.year,
@@ -52,6 +53,9 @@ def build_task(of: Task, sources: Sources, out: Path) -> dict:
         "licence": of.licence,
         "attribution": of.attribution.format(typefaces=", ".join(name.removeprefix("fonts-") for name in of.packages)),
         "counts": {split: len(splits[split]) for split in SPLITS},
+        "sides": [min(sides), max(sides)],
+        "encoding": f"WebP of quality {of.quality}" if of.quality else "lossless WebP",
+        "bytes": path.stat().st_size,
         **baselines(of, splits),
         "notes": f"Year: {of.year_reason} {of.notes}".strip(),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -64,32 +68,32 @@ def _table(of: Task, splits: dict[str, list[Sample]]) -> pa.Table:
     labels = [sample.label if single else list(sample.label) for sample, _ in rows]
     return pa.table(
         {
-            "image": pa.array([_webp(sample.image) for sample, _ in rows], pa.binary()),
+            "image": pa.array([_webp(sample.image, of.quality) for sample, _ in rows], pa.binary()),
             "label": pa.array(labels, pa.int64() if single else pa.list_(pa.int64())),
             "split": pa.array([split for _, split in rows], pa.string()),
         }
     )
 
 
-def _webp(image: Image.Image) -> bytes:
+def _webp(image: Image.Image, quality: int | None) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", lossless=True, quality=100, method=6)
+    image.save(buffer, "WEBP", lossless=quality is None, quality=quality or 100, method=6)
     return buffer.getvalue()
 
 
 def _contact_sheet(of: Task, samples: list[Sample], path: Path) -> None:
     """Training images with their labels below, as many as fit, the classes taking turns."""
     shown = _taking_turns(samples)[: SHEET_COLUMNS * SHEET_ROWS]
-    step_x, step_y = SIDE + 8, SIDE + LABEL_HEIGHT + 4
+    step_x, step_y = SHEET_SIDE + 8, SHEET_SIDE + LABEL_HEIGHT + 4
     sheet = Image.new("RGB", (SHEET_COLUMNS * step_x, SHEET_ROWS * step_y), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
     for place, sample in enumerate(shown):
         x, y = place % SHEET_COLUMNS * step_x + 4, place // SHEET_COLUMNS * step_y
-        sheet.paste(sample.image.convert("RGB").resize((SIDE, SIDE)), (x, y))
-        draw.rectangle((x - 1, y - 1, x + SIDE, y + SIDE), outline="lightgrey")
+        sheet.paste(sample.image.convert("RGB").resize((SHEET_SIDE, SHEET_SIDE)), (x, y))
+        draw.rectangle((x - 1, y - 1, x + SHEET_SIDE, y + SHEET_SIDE), outline="lightgrey")
         indices = sample.label if isinstance(sample.label, tuple) else (sample.label,)
         text = " ".join(of.classes[index] for index in indices)
-        draw.text((x, y + SIDE), f"{text[:13]}\n{text[13:26]}", "black", font, spacing=0)
+        draw.text((x, y + SHEET_SIDE), f"{text[:13]}\n{text[13:26]}", "black", font, spacing=0)
     for colours in (256, 64, 32, 16):
         buffer = io.BytesIO()
         sheet.quantize(colours).save(buffer, "PNG", optimize=True)
@@ -114,23 +118,26 @@ def write_readme(cards: list[dict], path: Path) -> None:
     lines = [
         "# The pocket stream",
         "",
-        f"{len(cards)} small image tasks at {SIDE} px, ordered by year. Written by "
-        "`python -m tools.pocket.build`; do not edit. `cards.json` holds the same in full: "
-        "class names, notes and checksums.",
+        f"{len(cards)} small image tasks, ordered by year. Images have the resolution of their source, up to "
+        f"{SIDE} px. Written by `python -m tools.pocket.build`; do not edit. `cards.json` holds the same in "
+        "full: class names, notes and checksums.",
         "",
         "`pixels` and `colour` are the test accuracies (mean average precision for a multi-label "
         "task) of a logistic regression on raw pixels and on colour statistics (mean, standard "
         "deviation and an 8-bin histogram of each channel); `majority` is that of a constant "
         "answer.",
         "",
-        "| task | year | domain | kind | classes | train / dev / test | pixels | colour | majority | licence |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| task | year | domain | kind | classes | train / dev / test | px | MB | pixels | colour | majority | "
+        "licence |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for card in cards:
         counts = " / ".join(str(card["counts"][split]) for split in SPLITS)
+        sides = " to ".join(str(side) for side in sorted(set(card["sides"])))
         lines.append(
             f"| [{card['name']}](contact/{card['name']}.png) | {card['year']} | {card['domain']} | "
-            f"{card['kind']} | {card['num_classes']} | {counts} | {card['linear_pixels']:.3f} | "
+            f"{card['kind']} | {card['num_classes']} | {counts} | {sides} | "
+            f"{card['bytes'] / 1e6:.1f} | {card['linear_pixels']:.3f} | "
             f"{card['linear_colour']:.3f} | {card['majority']:.3f} | {card['licence']} |"
         )
     for card in cards:
@@ -142,6 +149,7 @@ def write_readme(cards: list[dict], path: Path) -> None:
             "",
             f"- Origin: {card['origin']}",
             f"- Licence: {card['licence']}. {card['attribution']}",
+            f"- Images: {card['encoding']}",
             f"- Notes: {card['notes']}",
         ]
     with atomic_path(path) as temporary:

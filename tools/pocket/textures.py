@@ -1,59 +1,89 @@
-"""Textures: patches of materials, without their colour, brightness or contrast."""
+"""Textures: patches of materials, of ground underfoot and of land from above.
+
+All patches of one texture are in one group.
+"""
 
 import io
 import re
 import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from tools.pocket.common import SIDE, Sample, Sources, Task, drop_near_duplicates, task
+from tools.pocket.common import Sample, Sources, Task, drop_near_duplicates, files, shrunk, task
 
+SMALLEST = 64  # side of a patch
 PATCHES_PER_TEXTURE = 6
 
 
 @task("materials")
 def materials(sources: Sources, of: Task) -> list[Sample]:
-    """Patches of the textures whose file name says what they are made of."""
+    """Patches of the textures whose file name says what they are made of, without colour and brightness."""
     package = sources.deb("ufoai-textures") / "usr/share/games/ufoai/base/0textures.pk3"
-    textures = []
-    with zipfile.ZipFile(package) as archive:
-        for name in sorted(archive.namelist()):
-            material = _material(name, of)
-            if material is not None:
-                picture = Image.open(io.BytesIO(archive.read(name)))
-                if min(picture.size) >= SIDE and max(picture.size) <= 2 * min(picture.size):
-                    textures.append(Sample(picture.convert("RGBA").convert("L"), material, name))
-    # Some textures are made of others' parts: a patch that was there already is left out.
+    return _patches(_named(_zipped(package, "textures/"), _without_number, of), grey=True)
+
+
+@task("ground")
+def ground(sources: Sources, of: Task) -> list[Sample]:
+    """Patches of the colour textures of the terrains of all climates."""
+    archive = sources.deb("0ad-data") / "usr/share/games/0ad/mods/public/public.zip"
+    return _patches(_named(_zipped(archive, "art/textures/terrain/types/"), _bare, of))
+
+
+@task("land_cover")
+def land_cover(sources: Sources, of: Task) -> list[Sample]:
+    """Patches of the scenery's textures of all regions and seasons."""
+    root = sources.deb("flightgear-data-base") / "usr/share/games/flightgear/Textures/Terrain"
+    return _patches(_named(((path.name, path) for path in files(root, ["*.png"])), _bare, of))
+
+
+def _zipped(archive: Path, folder: str) -> Iterator[tuple[str, io.BytesIO]]:
+    with zipfile.ZipFile(archive) as opened:
+        for name in sorted(opened.namelist()):
+            if name.startswith(folder) and not name.endswith(("/", ".xml", ".xmb")):
+                yield name.removeprefix(folder), io.BytesIO(opened.read(name))
+
+
+def _named(found: Iterable[tuple[str, Path | io.BytesIO]], bare, of: Task) -> Iterator[Sample]:
+    """The textures that are large enough, each of the first class whose pattern its name fits."""
+    for name, file in found:
+        fits = (label for label, pattern in enumerate(of.by_class.values()) if re.fullmatch(pattern, bare(name)))
+        label = next(fits, None)
+        if label is not None and not re.search(of.rules["maps"], name):
+            picture = Image.open(file)
+            if min(picture.size) >= SMALLEST and max(picture.size) <= 2 * min(picture.size):
+                yield Sample(picture.convert("RGBA").convert("RGB"), label, name)
+
+
+def _bare(name: str) -> str:
+    """The name without its folder and extensions."""
+    return name.rpartition("/")[2].partition(".")[0]
+
+
+def _without_number(name: str) -> str:
+    """The name without its folder, extension, and numbers at its end."""
+    return re.sub(r"[\d_]*$", "", re.sub(r"_?\d+[a-z]?$", "", name.rpartition("/")[2].rpartition(".")[0]))
+
+
+def _patches(textures: Iterable[Sample], grey: bool = False) -> list[Sample]:
+    """Patches of each texture. Some textures are made of others' parts: what was there already is left out."""
     samples: dict[bytes, Sample] = {}
-    for texture in drop_near_duplicates(textures):
-        for patch in _patches(texture.image):
+    for texture in drop_near_duplicates(list(textures)):
+        for patch in _cut(texture.image.convert("L") if grey else texture.image):
+            patch = _levelled(patch) if grey else patch
             samples.setdefault(patch.tobytes(), Sample(patch, texture.label, texture.group))
     return list(samples.values())
 
 
-def _material(name: str, of: Task) -> int | None:
-    """The material that the name says, numbers cut off: the first whose pattern matches."""
-    stem = name.rpartition("/")[2].rpartition(".")[0]
-    if "_nm" in stem or "_sm" in stem:
-        return None
-    word = re.sub(r"[\d_]*$", "", re.sub(r"_?\d+[a-z]?$", "", stem))
-    for label, pattern in enumerate(of.by_class.values()):
-        if re.fullmatch(pattern, word):
-            return label
-    return None
-
-
-def _patches(texture: Image.Image) -> list[Image.Image]:
+def _cut(texture: Image.Image) -> list[Image.Image]:
     """Patches of half the shorter side that overlap by half at most, from the corners inwards."""
-    side = max(SIDE, min(texture.size) // 2)
+    side = max(SMALLEST, min(texture.size) // 2)
     across = np.linspace(0, texture.width - side, 3).round().astype(int)
     down = np.linspace(0, texture.height - side, 2).round().astype(int)
     boxes = {(int(x), int(y), int(x) + side, int(y) + side) for y in down for x in across}
-    return [
-        _levelled(texture.crop(box).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
-        for box in sorted(boxes)[:PATCHES_PER_TEXTURE]
-    ]
+    return [shrunk(texture.crop(box)) for box in sorted(boxes)[:PATCHES_PER_TEXTURE]]
 
 
 def _levelled(patch: Image.Image) -> Image.Image:
