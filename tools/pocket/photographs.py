@@ -58,7 +58,7 @@ def deep_sky(sources: Sources, of: Task) -> list[Sample]:
         kind = kinds.get(f"{of.rules['catalogues'].get(letters)} {number}")
         free = any(source in credit for source in of.rules["free"])
         if kind in of.classes and free and not any(other in credit for other in of.rules["not_free"]):
-            picture = Image.open(folder / name).convert("RGB")
+            picture = _on_black(Image.open(folder / name))
             samples.append(Sample(shrunk(picture), of.classes.index(kind), f"{letters}{number}"))
     return drop_near_duplicates(samples, threshold=0.02)
 
@@ -73,8 +73,14 @@ def _catalogue(sources: Sources) -> dict[str, str]:
         for number, name, others, major, minor in rows:
             kind = kinds.get(number)
             if kind == "galaxy":
-                kind = "galaxy, tilted" if minor and minor < 0.5 * major else "galaxy, round" if minor else None
+                kind = "tilted galaxy" if minor and minor < 0.5 * major else "round galaxy" if minor else None
             for alias in (name, *others.split(", ")):
                 if kind:
                     found.setdefault(alias, kind)
     return found
+
+
+def _on_black(picture: Image.Image) -> Image.Image:
+    canvas = Image.new("RGBA", picture.size, "black")
+    canvas.alpha_composite(picture.convert("RGBA"))
+    return canvas.convert("RGB")

@@ -1,6 +1,6 @@
 """Textures: patches of materials, of ground underfoot and of land from above.
 
-All patches of one texture are in one group.
+All patches of one texture are in one group, and of textures that are likely to be made from one another.
 """
 
 import io
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tools.pocket.common import Sample, Sources, Task, drop_near_duplicates, files, shrunk, task
+from tools.pocket.common import SIDE, Sample, Sources, Task, drop_near_duplicates, files, task
 
 SMALLEST = 64  # side of a patch
 PATCHES_PER_TEXTURE = 6
@@ -47,14 +47,28 @@ def _zipped(archive: Path, folder: str) -> Iterator[tuple[str, io.BytesIO]]:
 
 
 def _named(found: Iterable[tuple[str, Path | io.BytesIO]], bare, of: Task) -> Iterator[Sample]:
-    """The textures that are large enough, each of the first class whose pattern its name fits."""
+    """The textures that are large enough, each of the first class whose pattern its name fits.
+
+    Their group is the class and the part of the name that rules.group matches.
+    """
     for name, file in found:
         fits = (label for label, pattern in enumerate(of.by_class.values()) if re.fullmatch(pattern, bare(name)))
         label = next(fits, None)
         if label is not None and not re.search(of.rules["maps"], name):
             picture = Image.open(file)
             if min(picture.size) >= SMALLEST and max(picture.size) <= 2 * min(picture.size):
-                yield Sample(picture.convert("RGBA").convert("RGB"), label, name)
+                yield Sample(
+                    _small(picture.convert("RGBA").convert("RGB")),
+                    label,
+                    f"{label} {re.match(of.rules['group'], name)[0]}",
+                )
+
+
+def _small(texture: Image.Image) -> Image.Image:
+    """The texture at a size whose patches have 160 px, or as it is where they have fewer."""
+    scale = 2 * SIDE / min(texture.size)
+    size = (round(texture.width * scale), round(texture.height * scale))
+    return texture.resize(size, Image.Resampling.LANCZOS) if scale < 1 else texture
 
 
 def _bare(name: str) -> str:
@@ -83,7 +97,7 @@ def _cut(texture: Image.Image) -> list[Image.Image]:
     across = np.linspace(0, texture.width - side, 3).round().astype(int)
     down = np.linspace(0, texture.height - side, 2).round().astype(int)
     boxes = {(int(x), int(y), int(x) + side, int(y) + side) for y in down for x in across}
-    return [shrunk(texture.crop(box)) for box in sorted(boxes)[:PATCHES_PER_TEXTURE]]
+    return [texture.crop(box) for box in sorted(boxes)[:PATCHES_PER_TEXTURE]]
 
 
 def _levelled(patch: Image.Image) -> Image.Image:
