@@ -1,6 +1,7 @@
 """Streams: the data is what the cards say, parts do not share images, damage is reported."""
 
 import hashlib
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -8,8 +9,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from lib.common.errors import UserError
 from lib.streams import Stream, TaskData, list_tasks, load_stream, shipped
@@ -18,6 +21,7 @@ from lib.streams.shipped import POCKET
 COLUMNS = ["name", "year", "domain", "kind", "num_classes", "available", "how"]
 CARDS = {card["name"]: card for card in json.loads((POCKET / "cards.json").read_text())}
 NAMES = list(CARDS)
+NATURAL = {"aerial", "astronomy", "photographs", "textures"}
 TASKS = [
     (stream, task.name)
     for stream in ["pocket"]
@@ -136,7 +140,35 @@ def test_card_gives_licence_origin_and_baselines(name):
 
 def test_repository_stays_small():
     sizes = [file.stat().st_size for file in POCKET.rglob("*") if file.is_file()]
-    assert sum(sizes) <= 30 * 2**20
+    assert sum(sizes) <= 40_000_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_keep_their_resolution_up_to_160_px(name):
+    """Stored as the card says: square, no larger, and without loss where the card does not name a quality."""
+    card, rows = CARDS[name], pd.read_parquet(POCKET / f"{name}.parquet")
+    sides = {Image.open(io.BytesIO(image)).size for image in rows["image"]}
+    assert all(width == height for width, height in sides)
+    assert card["sides"] == [min(sides)[0], max(sides)[0]] and card["sides"][1] <= 160
+    assert card["sides"] == [28, 28] if name in ("mnist", "fashion_mnist") else card["sides"][1] > 100
+    lossless = {b"VP8L" in image[:16] for image in rows["image"]}
+    assert lossless == {card["encoding"] == "lossless WebP"}
+    assert card["bytes"] == (POCKET / f"{name}.parquet").stat().st_size
+
+
+def test_at_least_four_tasks_are_natural_images_in_colour():
+    """Their pixels are far from grey, and neither colours nor a linear model of the pixels decide them."""
+    natural = [card for card in CARDS.values() if card["domain"] in NATURAL]
+    coloured = []
+    for card in natural:
+        images = read("pocket", card["name"]).train.images.float()
+        if (images.amax(-1) - images.amin(-1)).mean() > 4:
+            coloured.append(card)
+    assert len(coloured) >= 4
+    for card in coloured:
+        assert card["kind"] == "classification" and card["num_classes"] >= 5
+        assert sum(card["counts"].values()) >= 250
+        assert max(card["linear_colour"], card["linear_pixels"]) < 0.6
 
 
 def test_every_file_belongs_to_a_card():

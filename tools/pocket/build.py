@@ -77,7 +77,8 @@ def _table(of: Task, splits: dict[str, list[Sample]]) -> pa.Table:
 
 def _webp(image: Image.Image, quality: int | None) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", lossless=quality is None, quality=quality or 100, method=6)
+    # Without loss, a slower method saves 4 % of the bytes in fifty times the time.
+    image.save(buffer, "WEBP", lossless=quality is None, quality=quality or 100, method=6 if quality else 4)
     return buffer.getvalue()
 
 
