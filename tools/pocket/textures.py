@@ -22,7 +22,7 @@ PATCHES_PER_TEXTURE = 6
 def materials(sources: Sources, of: Task) -> list[Sample]:
     """Patches of the textures whose file name says what they are made of, without colour and brightness."""
     package = sources.deb("ufoai-textures") / "usr/share/games/ufoai/base/0textures.pk3"
-    return _patches(_named(_zipped(package, "textures/"), _without_number, of), grey=True)
+    return _patches(_named(_zipped(package, "textures/"), _without_number, of), grey=True, level=True)
 
 
 @task("ground")
@@ -36,7 +36,7 @@ def ground(sources: Sources, of: Task) -> list[Sample]:
 def land_cover(sources: Sources, of: Task) -> list[Sample]:
     """Patches of the scenery's textures of all regions and seasons."""
     root = sources.deb("flightgear-data-base") / "usr/share/games/flightgear/Textures/Terrain"
-    return _patches(_named(((path.name, path) for path in files(root, ["*.png"])), _bare, of))
+    return _patches(_named(((path.name, path) for path in files(root, ["*.png"])), _bare, of), level=True)
 
 
 def _zipped(archive: Path, folder: str) -> Iterator[tuple[str, io.BytesIO]]:
@@ -81,12 +81,12 @@ def _without_number(name: str) -> str:
     return re.sub(r"[\d_]*$", "", re.sub(r"_?\d+[a-z]?$", "", name.rpartition("/")[2].rpartition(".")[0]))
 
 
-def _patches(textures: Iterable[Sample], grey: bool = False) -> list[Sample]:
+def _patches(textures: Iterable[Sample], grey: bool = False, level: bool = False) -> list[Sample]:
     """Patches of each texture. Some textures are made of others' parts: what was there already is left out."""
     samples: dict[bytes, Sample] = {}
     for texture in drop_near_duplicates(list(textures)):
         for patch in _cut(texture.image.convert("L") if grey else texture.image):
-            patch = _levelled(patch) if grey else patch
+            patch = _levelled(patch) if level else patch
             samples.setdefault(patch.tobytes(), Sample(patch, texture.label, texture.group))
     return list(samples.values())
 
@@ -101,7 +101,7 @@ def _cut(texture: Image.Image) -> list[Image.Image]:
 
 
 def _levelled(patch: Image.Image) -> Image.Image:
-    """The patch with mean 128 and a standard deviation of 45 grey levels, as far as 0..255 allows."""
-    pixels = np.asarray(patch, np.float64)
-    pixels = 128 + (pixels - pixels.mean()) * (45 / max(1.0, pixels.std()))
+    """The patch with a mean of 128 and a standard deviation of 45 grey levels, as far as 0..255 allows."""
+    pixels, grey = np.asarray(patch, np.float64), np.asarray(patch.convert("L"), np.float64)
+    pixels = 128 + (pixels - grey.mean()) * (45 / max(1.0, grey.std()))
     return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
