@@ -67,7 +67,7 @@ def _catalogue(sources: Sources) -> dict[str, str]:
     """What each object of OpenNGC is, under each of its names; galaxies by how much they are tilted."""
     file = sources.deb("kstars-data") / "usr/share/kstars/OpenNGC.kscat"
     kinds = {3: "open cluster", 4: "globular cluster", 5: "diffuse nebula", 6: "planetary nebula", 8: "galaxy"}
-    found = {}
+    found: dict[str, str] = {}
     with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as catalogue:
         rows = catalogue.execute("select type, name, long_name, major_axis, minor_axis from cat order by oid")
         for number, name, others, major, minor in rows:
