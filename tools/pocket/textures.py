@@ -101,7 +101,10 @@ def _cut(texture: Image.Image) -> list[Image.Image]:
 
 
 def _levelled(patch: Image.Image) -> Image.Image:
-    """The patch with a mean of 128 and a standard deviation of 45 grey levels, as far as 0..255 allows."""
-    pixels, grey = np.asarray(patch, np.float64), np.asarray(patch.convert("L"), np.float64)
-    pixels = 128 + (pixels - grey.mean()) * (45 / max(1.0, grey.std()))
+    """The patch with a lightness of mean 128 and standard deviation 45, as far as 0..255 allows; hues stay."""
+    if patch.mode == "RGB":
+        lightness, *hues = patch.convert("YCbCr").split()
+        return Image.merge("YCbCr", (_levelled(lightness), *hues)).convert("RGB")
+    pixels = np.asarray(patch, np.float64)
+    pixels = 128 + (pixels - pixels.mean()) * (45 / max(1.0, pixels.std()))
     return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
