@@ -1,6 +1,6 @@
 """The images that come with the repository: the pocket stream, and photographs for a repair to look at.
 
-The pocket stream is small, real, openly licensed tasks. Each is one Parquet file (image: lossless WebP; label: a
+The pocket stream is small, real, openly licensed tasks. Each is one Parquet file (image: WebP of up to 160 px; label: a
 class or a list of tags; split), described by an entry of cards.json; tools/pocket/build.py makes them. The photographs
 have no labels and are in none of the pocket tasks: images.parquet holds 512 of them at 160 px (lossy WebP) with the
 origin, author and licence of each; tools/pocket/calibration.py makes it.
