@@ -236,5 +236,5 @@ def ledger_difference(backbone: str, images: int) -> Estimate:
     each = training_macs(network, 64)
     split = Split(torch.zeros(64, 64, 64, 3, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64))
     ledger = Ledger(math.ceil(images * each))
-    fine_tune(network, split, ledger, Recipe(1e-4), Engine(), seed=0)
+    fine_tune(network, split, ledger, Recipe(1e-4, 1e-2), Engine(), seed=0)
     return _exactly(ledger.total / (sum(seen) * each) - 1)
