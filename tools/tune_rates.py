@@ -36,8 +36,10 @@ from lib.streams import load_stream
 
 TUNING = PAPER_RECORDS / "tuning"
 TASKS = ["clipart", "emoji", "materials", "letters"]
-BODY = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3]
-HEAD = {"probe_finetune": [1e-5, 1e-4, 1e-3], "": [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]}
+# Wide enough that no rule ends at the end of what was tried: body and head, "" where a learner is not named.
+BODY = {"probe_finetune": [1e-6, 1e-5, 1e-4, 1e-3], "": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]}
+HEAD = {"probe_finetune": [1e-5, 1e-4, 1e-3, 1e-2], "": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]}
+DEV_IMAGES = 100  # of a task, that the error is measured on
 BUDGETS, RATIOS, SEED = [16, 64, 256], [0.0, 0.5], 1000  # a seed that no published arm uses
 TRIED = {"base": np.arange(-5, -0.9, 0.25), "by_ratio": [-0.5, 0.0, 0.5, 1.0], "by_budget": [-0.25, 0.0, 0.25]}
 KEYS = ["task", "ratio", "budget"]
@@ -58,6 +60,7 @@ def measure(backbone: str, learner: str, granularity: str, file: Path) -> pd.Dat
             calibration="shipped",
             calibration_images=512,
             budgets=BUDGETS,
+            evaluation_images=DEV_IMAGES,
             tasks=TASKS,
             seed=SEED,
         )
@@ -67,7 +70,7 @@ def measure(backbone: str, learner: str, granularity: str, file: Path) -> pd.Dat
         for event, task in enumerate(stream.tasks):
             unit = training_macs(TaskNetwork(load_backbone(name, pretrained=False), task.num_classes), int(side))
             data = spec.data_of(task)
-            for budget, body, head in itertools.product(BUDGETS, BODY, HEAD.get(learner, HEAD[""])):
+            for budget, body, head in itertools.product(BUDGETS, *(rates.get(learner, rates[""]) for rates in (BODY, HEAD))):
                 place = (ratio, task.name, budget, body, head)
                 if place in done:
                     continue

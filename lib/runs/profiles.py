@@ -75,6 +75,6 @@ def replicate(arm: str, seed: int) -> str:
 
 
 def records_file(profile: str, arm: str) -> Path:
-    """Where an arm's records lie: committed for the paper, under build/ for the others."""
-    folder = PAPER_RECORDS if profile == "paper" else BUILD / profile / "arms"
-    return folder / f"{arm}.parquet"
+    """Where an arm's records lie: committed for the paper and Nevis'22, under build/ for the others."""
+    committed = {"paper": PAPER_RECORDS, "nevis": PAPER_RECORDS / "nevis"}
+    return committed.get(profile, BUILD / profile / "arms") / f"{arm}.parquet"
