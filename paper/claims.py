@@ -1,35 +1,26 @@
 """The claims of the paper, each an estimator over records or over the code itself, with what must hold of it.
 
 `paper/claims.yaml` lists them. An estimator gives a value and, where it comes from trained networks, a 95 %
-interval; a claim is reproduced where its `holds` is true of a new estimate.
+interval over tasks; a claim is reproduced where its `holds` is true of a new estimate.
 """
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 import yaml
-from scipy.stats import spearmanr
 from torch import nn
 
 from lib.common.errors import UserError, choose
-from lib.common.paths import FIGURES, ROOT
+from lib.common.paths import ROOT
 from lib.evidence import adviser, scaling
-from lib.evidence.analysis import (
-    GAINS,
-    RESAMPLES,
-    Estimate,
-    errors_by_seed,
-    estimate,
-    granularities_compared,
-    points_gained,
-    seeds_in_common,
-)
-from lib.evidence.records import at_shared_budgets
+from lib.evidence.analysis import Estimate, carried_on, estimate, leads, mean_accuracy, summarised
+from lib.evidence.records import FAMILIES, MissingArms, of_families
 from lib.learning.engine import Engine
 from lib.learning.ledger import Ledger
 from lib.learning.training import Recipe, TaskNetwork, fine_tune
@@ -41,24 +32,40 @@ from lib.pruning.surgery import mask_channels
 from lib.streams import Split
 
 CLAIMS = ROOT / "paper" / "claims.yaml"
-DISTANCES = FIGURES / "paper" / "11_filter_or_channel.csv"  # a column of its source data
+
+
+class Lead(NamedTuple):
+    """By how many points one leads another, with the interval; what both reach, in percent; and the relative gain."""
+
+    value: float
+    low: float
+    high: float
+    reached: float
+    over: float
+    relative: float
+    relative_low: float
+    relative_high: float
 
 
 @dataclass(frozen=True)
 class Claim:
-    """`says` is a sentence with places for value, low and high; `holds` a condition on the three."""
+    """`says` is a sentence with places for what is found; `holds` a condition on value, low and high.
+
+    `stream` names the records that it is about: pocket's, which every profile measures, or those of Nevis'22.
+    """
 
     id: str
     says: str
     estimator: str
     arguments: dict
     holds: str
+    stream: str = "pocket"
 
-    def sentence(self, found: Estimate) -> str:
+    def sentence(self, found: Estimate | Lead) -> str:
         """What the claim says of an estimate."""
         return self.says.format(**found._asdict())
 
-    def is_true_of(self, found: Estimate) -> bool:
+    def is_true_of(self, found: Estimate | Lead) -> bool:
         """Whether `holds` holds."""
         return bool(pd.DataFrame([found]).eval(self.holds).item())
 
@@ -94,102 +101,67 @@ def load_claims() -> list[Claim]:
     return claims
 
 
-def evaluate(claim: Claim, records: pd.DataFrame | None) -> Estimate:
-    """What a claim's estimator gives. Raises NotMeasured where that takes records that there are none of."""
+def evaluate(claim: Claim, records: Mapping[str, pd.DataFrame]) -> Estimate | Lead:
+    """What a claim's estimator gives, of records by the name of their stream.
+
+    Raises NotMeasured where that takes records that there are none of.
+    """
     function = ESTIMATORS[claim.estimator]
     if claim.estimator not in OF_RECORDS:
         return function(**claim.arguments)
-    if records is None:
+    if claim.stream not in records:
         raise NotMeasured(claim.id)
     try:
-        return function(records, **claim.arguments)
-    except NotMeasured:
+        return function(records[claim.stream], **claim.arguments)
+    except (NotMeasured, MissingArms):
         raise NotMeasured(claim.id) from None
 
 
-def _pair(records: pd.DataFrame, *points: tuple[str, float]) -> list[np.ndarray]:
-    """The errors (T, S) of two arms, each at a budget, over the seeds in common."""
-    table = errors_by_seed(records[records["arm"].isin([arm for arm, _ in points])])
-    if not set(points) <= set(table.index):
+def _arms(records: pd.DataFrame, names: list[str]) -> list[str]:
+    """Arms by their own names or those of families. Raises NotMeasured for one that was not run."""
+    found = [arm for name in names for arm in (of_families(records, name) if name in FAMILIES else [name])]
+    if not found or not set(found) <= set(records["arm"]):
         raise NotMeasured
-    return seeds_in_common(table, *points)
+    return found
 
 
 @estimator(of_records=True)
-def improvement(
-    records: pd.DataFrame, arm: str, over: str, budget: float, of: str, over_budget: float | None = None
-) -> Estimate:
-    """What an arm gains over another at the same budget, or at another: one of records.GAINS."""
-    return estimate(GAINS[of], *_pair(records, (arm, budget), (over, over_budget or budget)))
+def lead(records: pd.DataFrame, ours: list[str], theirs: list[str], budget: int) -> Lead:
+    """What the best of the arms or families `ours` leads the best of `theirs` by, each chosen on the other tasks."""
+    records = carried_on(records)
+    found = leads(records, *(_arms(records, side) for side in (ours, theirs)))
+    rows = summarised(found[found["budget"] == budget])
+    if rows.empty:
+        raise NotMeasured
+    row = rows.iloc[0]
+    return Lead(row["points"], *row[["low", "high", "accuracy", "over", "relative", "relative_low", "relative_high"]])
 
 
 @estimator(of_records=True)
-def ahead_until(records: pd.DataFrame, arm: str, over: str) -> Estimate:
-    """The largest budget up to which an arm has the lower mean error at every budget that both have.
-
-    `low`: up to which chance alone does not explain that; `high`: up to which it is at least not excluded.
-    0 where the smallest budget already does not show it.
-    """
-    of_arms = records[records["arm"].isin([arm, over])]
-    if of_arms["arm"].nunique() < 2:
-        raise NotMeasured
-    budgets = np.sort(at_shared_budgets(of_arms)["budget"].unique())
-    gained = [improvement(of_arms, arm, over, budget, "points_gained") for budget in budgets]
-
-    def until(end: str) -> float:
-        ahead = [getattr(found, end) > 0 for found in gained]
-        return float([0, *budgets][[*ahead, False].index(False)])
-
-    return Estimate(until("value"), until("low"), until("high"))
-
-
-@estimator(of_records=True)
-def best_share(records: pd.DataFrame, unit: str, granularity: str, budget: float) -> Estimate:
-    """The share of filters whose removal gives the lowest error at a budget, of those that were run."""
-    grid = scaling.main_grid(records[records["unit"] == unit], granularity)
-    if grid["ratio"].nunique() < 3:
-        raise NotMeasured
-    best = scaling.best_ratio(grid)
-    row = best[best["budget"] == budget]
+def accuracy(records: pd.DataFrame, arm: str, budget: int) -> Estimate:
+    """Mean accuracy of an arm over tasks, in percent."""
+    means = mean_accuracy(records[records["arm"].isin(_arms(records, [arm]))])
+    row = means[means["budget"] == budget]
     if row.empty:
         raise NotMeasured
-    return Estimate(*row[["ratio", "low", "high"]].iloc[0].astype(float))
+    return Estimate(*row[["accuracy", "low", "high"]].iloc[0])
 
 
 @estimator(of_records=True)
-def adviser_lead(records: pd.DataFrame, unit: str, granularity: str | None = None) -> Estimate:
-    """By how many points of error the adviser's mean regret is below that of the best fixed choice.
+def size_slope(records: pd.DataFrame) -> Estimate:
+    """How the best forward MACs of the main network's probes move with the budget: slope of their logarithms."""
+    sizes = records[(records["learner"] == "probe") & (records["ratio"].eq(0) | records["granularity"].eq("channel"))]
+    return Estimate(*scaling.best_sizes(sizes)[["slope", "slope_low", "slope_high"]].iloc[0])
 
-    Of all networks and learners of a unit, or of the main grid of a granularity alone.
-    """
-    of_unit = records[records["unit"] == unit]
-    if granularity:
-        of_unit = at_shared_budgets(scaling.main_grid(of_unit, granularity))
-    if of_unit["arm"].nunique() < 3:
+
+@estimator(of_records=True)
+def adviser_lead(records: pd.DataFrame) -> Estimate:
+    """By how many points the adviser's mean regret is below that of the best fixed choice."""
+    if records["arm"].nunique() < 3:
         raise NotMeasured
-    table = adviser.regrets(of_unit).pivot_table("regret", ["task", "event"], "policy")
+    table = adviser.regrets(records).pivot_table("regret", ["task", "event"], "policy")
     fixed = table.drop(columns="adviser")
-    pair = [table[["adviser"]].to_numpy(), fixed[[fixed.mean().idxmin()]].to_numpy()]
-    return estimate(points_gained, *pair)
-
-
-@estimator(of_records=True)
-def distance_correlation(records: pd.DataFrame, unit: str) -> Estimate:
-    """Spearman's correlation of a task's distance with the lead of `filter` over `channel`, over tasks.
-
-    A task's lead is averaged over ratios and budgets first. Distances are those that notebook 11 measured.
-    """
-    of_unit = records[records["unit"] == unit]
-    if of_unit["granularity"].nunique() < 2:
-        raise NotMeasured
-    leads = granularities_compared(of_unit).groupby(["event", "task"])["points"].mean()
-    distances = pd.read_csv(DISTANCES).query("unit == @unit").groupby(["event", "task"])["distance"].first()
-    if not leads.index.isin(distances.index).all():
-        raise NotMeasured
-    pairs = np.column_stack([distances[leads.index], leads])
-    drawn = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES // 4, len(pairs)))
-    found = [spearmanr(*pairs[draw].T).statistic for draw in drawn if len(set(draw)) > 2]
-    return Estimate(float(spearmanr(*pairs.T).statistic), *map(float, np.percentile(found, [2.5, 97.5])))
+    return estimate(np.mean, (fixed[fixed.mean().idxmin()] - table["adviser"]).to_numpy())
 
 
 def _exactly(value: float) -> Estimate:
