@@ -1,9 +1,9 @@
-"""Write what the paper takes from the records: `python -m paper.build` fills `paper/generated`.
+"""Write what the paper and the README take from the records: `python -m paper.build` fills `paper/generated`.
 
 `claims.json` holds the published value and interval of every claim, `claims.tex` its sentence, `numbers.tex`
 every other number, the other .tex files are tables, and `sources.sha256` pins the records, and the figures'
-source data, that all of it follows from; `drawn_at.tex` holds each figure's commit. Nothing in them is
-written by hand.
+source data, that all of it follows from; `answer.md` is what the README begins with. Nothing in them is written
+by hand.
 """
 
 import hashlib
@@ -16,38 +16,48 @@ import pandas as pd
 from lib.common.errors import UserError, exit_with_one_sentence
 from lib.common.files import atomic_path
 from lib.common.paths import FIGURES, PAPER_RECORDS, ROOT
-from lib.evidence import adviser, scaling
-from lib.evidence.analysis import Estimate, improvement_over_dense
-from lib.evidence.records import COMPARED, arms, at_shared_budgets, load_records
+from lib.evidence.analysis import Estimate, carried_on, front, leads, summarised
+from lib.evidence.records import COMPARED, DENSE, ELSE, FAMILIES, PRUNED, load_records, of_families
+from lib.learning.training import TaskNetwork
 from lib.networks.backbone import load_backbone
-from lib.networks.macs import forward_macs
-from lib.runs.profiles import arms_of
+from lib.networks.macs import forward_macs, training_macs
+from lib.runs.profiles import arms_of, records_file
 from lib.runs.spec import RunSpec
 from lib.streams import list_tasks, load_stream
-from paper.claims import DISTANCES, Claim, evaluate, load_claims
+from paper.claims import Claim, Lead, evaluate, load_claims
 
 GENERATED = ROOT / "paper" / "generated"
+README = ROOT / "README.md"
 PINNED = "sources.sha256"
 TIMES = FIGURES / "paper" / "06_macs_and_measured_time.csv"
+STREAMS = {"pocket": "paper", "Nevis'22": "nevis"}  # and the profiles that their committed records are of
+EVERY = (*COMPARED, "criteria")  # group of arms that there are records of
 
 
-def published_claims() -> list[tuple[Claim, Estimate]]:
+def committed_records(*groups: str) -> dict[str, pd.DataFrame]:
+    """The committed records of groups of arms, by their stream."""
+    return {stream: load_records(profile, *groups) for stream, profile in STREAMS.items()}
+
+
+def published_claims() -> list[tuple[Claim, Estimate | Lead]]:
     """Every claim and what the committed records give for it."""
-    records = load_records("paper", *COMPARED)
+    records = committed_records(*EVERY)
     return [(claim, evaluate(claim, records)) for claim in load_claims()]
 
 
-def generated_files(found: list[tuple[Claim, Estimate]]) -> dict[str, str]:
+def generated_files(found: list[tuple[Claim, Estimate | Lead]]) -> dict[str, str]:
     """Name -> text of every generated file, given the claims' estimates."""
-    records = load_records("paper", *COMPARED)
     estimates = {claim.id: {end: _rounded(value) for end, value in now._asdict().items()} for claim, now in found}
+    compared = committed_records(*COMPARED)
+    sentences = {claim.id: claim.sentence(now) for claim, now in found}
     return {
         "claims.json": json.dumps(estimates, indent=1) + "\n",
-        "claims.tex": _macros("claim", {claim.id: claim.sentence(now) for claim, now in found}),
-        "numbers.tex": _macros("val", _numbers(records)),
+        "claims.tex": _macros("claim", sentences),
+        "numbers.tex": _macros("val", _numbers(compared)),
         "tasks.tex": _tasks(),
-        "improvement.tex": _improvement(records),
-        "floors.tex": _floors(records),
+        "front.tex": _front(compared),
+        "leads.tex": _leads(compared),
+        "answer.md": _answer(sentences),
         PINNED: "".join(
             f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {name}\n" for name, file in _sources().items()
         ),
@@ -56,9 +66,10 @@ def generated_files(found: list[tuple[Claim, Estimate]]) -> dict[str, str]:
 
 def _sources() -> dict[str, Path]:
     """What all numbers follow from, by its path in the repository."""
-    records = sorted(PAPER_RECORDS.glob("*.parquet"))
-    tables = {f"figures/paper/{file.name}": file for file in (TIMES, DISTANCES)}
-    return {f"paper/records/{file.name}": file for file in records} | tables
+    records = sorted(PAPER_RECORDS.rglob("*.parquet"))
+    return {f"paper/records/{file.relative_to(PAPER_RECORDS)}": file for file in records} | {
+        f"figures/paper/{TIMES.name}": TIMES
+    }
 
 
 def check(found: list[tuple[Claim, Estimate]]) -> None:
@@ -88,99 +99,97 @@ def escaped(text: str) -> str:
     return re.sub("([%_&#])", r"\\\1", text)
 
 
-def _numbers(records: pd.DataFrame) -> dict[str, str]:
+def _numbers(records: dict[str, pd.DataFrame]) -> dict[str, str]:
     """Numbers of the set-up."""
-    tasks = list_tasks("pocket")
-    sizes = {
-        name: forward_macs(load_backbone(name, pretrained=False), 64)
-        for name in ("resnet26_64", "resnet18half_64", "efficientnet_lite0")
+    tasks, events = list_tasks("pocket"), records["Nevis'22"]["event"].nunique()
+    files = [records_file(profile, arm) for profile in STREAMS.values() for arm in arms_of(profile)]
+    spent = sum(pd.read_parquet(file)["seconds"].sum() for file in files)
+    arms, nevis = arms_of("paper"), RunSpec(**arms_of("nevis")["probe"])
+    usual = RunSpec(**arms["pruned_50"])
+    name, side = usual.reference.split("@")
+    reference = load_backbone(name, pretrained=False)
+    sizes = {"lite": (name, int(side)), "small": ("resnet18half_64", 64), "large": ("resnet26_64", 64)}
+    million = {
+        key: f"{forward_macs(load_backbone(of, pretrained=False), at) / 1e6:.0f}" for key, (of, at) in sizes.items()
     }
-    arms = arms_of("paper")
-    files = [PAPER_RECORDS / f"{arm}.parquet" for arm in arms]
-    spent = [pd.read_parquet(file)["seconds"].sum() for file in files]
+    intervals = sum(len(_compared(of_stream)) for of_stream in records.values())
     return {
         "tasks": str(len(tasks)),
         "domains": str(tasks["domain"].nunique()),
-        "first year": str(tasks["year"].min()),
-        "last year": str(tasks["year"].max()),
-        "train images": str(arms["dense"]["train_images"]),
-        "test images": str(arms["dense"]["evaluation_images"]),
-        "smallest budget": f"{records['budget'].min():g}",
-        "largest budget": f"{records['budget'].max():g}",
-        "shared budget": f"{at_shared_budgets(records)['budget'].max():g}",
-        "seeds": str(records["seed"].nunique()),
-        "runs": str(len(arms)),
+        "calibration images": str(usual.calibration_images),
+        "unit": f"{training_macs(TaskNetwork(reference, 10), int(side)) / 1e9:.2f}",
+        "nevis events": str(events),
+        "nevis all": str(len(list_tasks(nevis.stream))),
+        "nevis test": f"{nevis.evaluation_images:,}",
+        "shared budget": str(max(arms["dense-seed1"]["budgets"])),
         "arms": str(sum("seed" not in fields for fields in arms.values())),
+        "runs": str(len(arms) + len(arms_of("nevis"))),
+        "core hours": f"{spent / 3600:.1f}",
+        "intervals": str(intervals),
         **_times(),
-        "advice": _advice(records),
-        "core hours": f"{sum(spent) / 3600:.1f}",
-        "large": f"{sizes['resnet26_64'] / 1e6:.0f}",
-        "small": f"{sizes['resnet18half_64'] / 1e6:.0f}",
-        "lite": f"{sizes['efficientnet_lite0'] / 1e6:.0f}",
+        **million,
     }
 
 
 def _times() -> dict[str, str]:
-    """What the thinnest of the large network's measured ones saves, in MACs and in time, of training."""
+    """What the thinnest network measured saves, in MACs and in time, of training."""
     table = pd.read_csv(TIMES)
-    training = table[(table["backbone"] == "resnet26_64") & table["work"].str.startswith("training")]
+    training = table[table["work"].str.startswith("training")]
     row = training.loc[training["share_of_macs"].idxmin()]
     return {"least macs": f"{row['share_of_macs']:.0%}", "least time": f"{row['share_of_time']:.0%}"}
 
 
-def _advice(records: pd.DataFrame) -> str:
-    """What the adviser recommends for a task of nobody's, at the budgets that all arms of the unit share."""
-    of_unit = records[records["unit"] == records["unit"].iloc[0]]
-    budgets = sorted(at_shared_budgets(of_unit)["budget"].unique())
-    advised = [adviser.recommend(budget, "", of_unit).arm for budget in budgets]
-    names = {"probe": "a probe of the dense network", "probe_small": "a probe of the small network"}
-    said = []
-    for arm in dict.fromkeys(advised):
-        largest = max(budget for budget, chosen in zip(budgets, advised, strict=True) if chosen == arm)
-        said.append(f"{names.get(arm, arm.replace('_', ' '))} up to {largest:g}")
-    return ", then ".join(said)
-
-
 def _tasks() -> str:
-    """A table of the stream: one row per task, with the images that are used of it."""
-    spec = RunSpec(**arms_of("paper")["dense"])
-    rows = []
-    for task in load_stream(spec.stream).tasks:
-        data = task.read(spec.image_size).first(spec.train_images, spec.evaluation_images)
+    """A table of the stream: one row per task."""
+    size, rows = RunSpec(**arms_of("paper")["dense"]).image_size, []
+    for task in load_stream("pocket").tasks:
+        data = task.read(size)
         outputs = f"{task.num_classes} tags" if task.kind == "multi-label" else str(task.num_classes)
-        name = task.name.replace("_", " ")
-        rows.append((name, task.domain, task.year, outputs, len(data.train), len(data.test)))
+        rows.append((task.name.replace("_", " "), task.domain, task.year, outputs, len(data.train), len(data.test)))
     columns = ["task", "domain", "year", "classes", "training", "test"]
     return _tabular(pd.DataFrame(rows, columns=columns), words=2)
 
 
-def _improvement(records: pd.DataFrame) -> str:
-    """A table of the accuracy gained over dense with channels removed, in %: one row per budget."""
-    gains = scaling.by_granularity(records, improvement_over_dense)
-    gains = gains[gains["granularity"] == "channel"]
-    measured = 100 * gains.filter(like="accuracy_gain")
-    texts = gains[["budget", "unit"]].assign(
-        ratio=gains["arm"].map(arms(records)["ratio"]),
-        text=[f"{gain:+.0f} [{low:+.0f}, {high:+.0f}]" for gain, low, high in measured.itertuples(index=False)],
-    )
-    wide = texts.pivot(index="budget", columns=["unit", "ratio"], values="text").fillna("--")
-    wide = wide.sort_index(axis=1, level="ratio", sort_remaining=False)[records["unit"].unique()]
-    wide.columns = [f"{unit.split('@')[0]} {ratio:.0%}" for unit, ratio in wide.columns]
-    return _tabular(wide.set_axis([f"{budget:g}" for budget in wide.index]).reset_index(names="budget"))
+def _front(records: dict[str, pd.DataFrame]) -> str:
+    """A table of the accuracy of each family's best arm, chosen on the other tasks: a column a stream and budget."""
+    columns = {}
+    for stream, of_stream in records.items():
+        table = front(carried_on(of_stream)).pivot(index="family", columns="budget", values="accuracy")
+        columns |= {f"{stream} {budget}": values.round(1) for budget, values in table.items()}
+    return _tabular(pd.DataFrame(columns).reindex(FAMILIES).reset_index(names="family"))
 
 
-def _floors(records: pd.DataFrame) -> str:
-    """A table of what error is left when compute is plentiful, one row per network that was run so far."""
-    fits = scaling.by_granularity(records, scaling.asymptotes).dropna(subset="floor").drop_duplicates("arm")
-    seeds = records.groupby(["arm", "budget"])["seed"].nunique().groupby("arm").last()
+def _compared(of_stream: pd.DataFrame) -> pd.DataFrame:
+    """The best pruned network against the best dense one and the best of everything else, at each budget."""
+    of_stream = carried_on(of_stream)
+    rivals = {"dense": DENSE, "fewer pixels, or another network": ELSE, "the best that is not pruned": (*DENSE, *ELSE)}
+    found = []
+    for rival, families in rivals.items():
+        sides = of_families(of_stream, *PRUNED), of_families(of_stream, *families)
+        found.append(summarised(leads(of_stream, *sides)).assign(rival=rival))
+    return pd.concat(found, ignore_index=True)
+
+
+def _leads(records: dict[str, pd.DataFrame]) -> str:
+    """A table of what the best pruned network leads others by, in points with intervals, and relative."""
     rows = []
-    for fit in fits.sort_values(["unit", "ratio"], ascending=[False, True]).itertuples():
-        network = fit.unit.split("@")[0] + (f", {fit.granularity}" if fit.ratio else "")
-        floor = f"{fit.floor:.2f} [{fit.low:.2f}, {fit.high:.2f}]" if fit.identified else "not identified"
-        cost = f"{100 * fit.cost:+.1f} [{100 * fit.cost_low:+.1f}, {100 * fit.cost_high:+.1f}]"
-        shown = cost if fit.ratio and fit.identified else "--"
-        rows.append((network, f"{fit.ratio:.0%}", seeds[fit.arm], floor, shown))
-    return _tabular(pd.DataFrame(rows, columns=["network", "removed", "seeds", "floor", "cost (points)"]))
+    for stream, of_stream in records.items():
+        for row in _compared(of_stream).itertuples():
+            points = f"{row.points:+.1f} [{row.low:+.1f}, {row.high:+.1f}]"
+            reached = f"{row.accuracy:.1f}", f"{row.over:.1f}"
+            rows.append((stream, row.budget, row.rival, *reached, points, f"{row.relative:+.1f} %"))
+    columns = ["stream", "budget", "against", "pruned", "other", "points", "relative"]
+    return _tabular(pd.DataFrame(rows, columns=columns), words=3)
+
+
+def _answer(sentences: dict[str, str]) -> str:
+    """The README's answer: the claims whose identity begins with `answer`, a line each."""
+    return "".join(f"- {text}\n" for claim, text in sentences.items() if claim.startswith("answer"))
+
+
+def with_answer(readme: str, answer: str) -> str:
+    """The README with the answer between its two marks."""
+    return re.sub(r"(?s)(<!-- answer -->\n).*?(<!-- /answer -->)", lambda marks: marks[1] + answer + marks[2], readme)
 
 
 def _tabular(table: pd.DataFrame, words: int = 1) -> str:
@@ -189,18 +198,13 @@ def _tabular(table: pd.DataFrame, words: int = 1) -> str:
     return table.to_latex(index=False, escape=True, column_format=columns)
 
 
-def drawn_at() -> str:
-    """Macros of the commit whose code drew each figure, shortened; with a + where lib/ had changed since."""
-    commits = {file.stem: json.loads(file.read_text())["commit"] for file in sorted((FIGURES / "paper").glob("*.json"))}
-    short = {name: commit[:7] + ("+" if commit.endswith("changes") else "") for name, commit in commits.items()}
-    return _macros("drawnat", short)
-
-
 def main() -> None:
     found = published_claims()
     check(found)
-    for name, text in {**generated_files(found), "drawn_at.tex": drawn_at()}.items():
-        with atomic_path(GENERATED / name) as temporary:
+    written = {GENERATED / name: text for name, text in generated_files(found).items()}
+    written[README] = with_answer(README.read_text(), written[GENERATED / "answer.md"])
+    for file, text in written.items():
+        with atomic_path(file) as temporary:
             temporary.write_text(text)
 
 

@@ -8,73 +8,93 @@ the records anew, numbers differ as they must: with that profile the claims are 
 
 import json
 import sys
+from collections.abc import Iterator
 
 import pandas as pd
 
 from lib.common.errors import UserError, exit_with_one_sentence
-from lib.evidence.analysis import Estimate
-from lib.evidence.records import COMPARED, load_records
+from lib.evidence.records import load_records
 from lib.runs.profiles import arms_of, records_file
 from lib.runs.spec import RunSpec
-from paper.build import GENERATED, PINNED, generated_files, published_claims
+from paper.build import (
+    EVERY,
+    GENERATED,
+    PINNED,
+    README,
+    STREAMS,
+    committed_records,
+    generated_files,
+    published_claims,
+    with_answer,
+)
 from paper.claims import OF_RECORDS, NotMeasured, evaluate, load_claims
-
-TOO_SMALL = ("smoke",)  # its records say that everything works, and nothing about errors
 
 
 def altered() -> list[str]:
-    """The generated files that are not what the committed records and claims give."""
-    return [
+    """The generated files, and the README, that are not what the committed records and claims give."""
+    files = generated_files(published_claims())
+    wrong = [
         name
-        for name, text in generated_files(published_claims()).items()
+        for name, text in files.items()
         if not (GENERATED / name).exists() or (GENERATED / name).read_text() != text
     ]
+    readme = README.read_text()
+    return wrong + [README.name] * (with_answer(readme, files["answer.md"]) != readme)
+
+
+def _committed() -> Iterator[tuple[str, str, dict]]:
+    """The profile, name and fields of every arm whose records are committed."""
+    for profile in STREAMS.values():
+        for arm, fields in arms_of(profile).items():
+            if records_file(profile, arm).exists():
+                yield profile, arm, fields
 
 
 def unlike_their_arms() -> list[str]:
-    """The arms of the paper whose records were measured with other fields or budgets than are listed."""
+    """The arms whose committed records were measured with other fields or budgets than are listed."""
     found = []
-    for arm, fields in arms_of("paper").items():
-        if (file := records_file("paper", arm)).exists():
-            records, spec = pd.read_parquet(file), RunSpec(**fields).model_dump()
-            same = set(records["budget"]) == set(spec["budgets"])
-            for name in spec.keys() & set(records.columns):
-                alike = records[name].isna() if spec[name] is None else records[name] == spec[name]
-                same &= bool(alike.all())
-            if not same:
-                found.append(arm)
+    for profile, arm, fields in _committed():
+        records, spec = pd.read_parquet(records_file(profile, arm)), RunSpec(**fields).model_dump()
+        same = set(records["budget"]) == set(spec["budgets"])
+        for name in spec.keys() & set(records.columns):
+            alike = records[name].isna() if spec[name] is None else records[name] == spec[name]
+            same &= bool(alike.all())
+        if not same:
+            found.append(arm)
     return found
 
 
 def from_changed_trees() -> list[str]:
-    """The arms of the paper whose records were measured by code that no commit holds as it was."""
-    files = ((arm, records_file("paper", arm).with_suffix(".json")) for arm in arms_of("paper"))
-    return [arm for arm, file in files if "with changes" in json.loads(file.read_text())["commit"]]
+    """The arms whose committed records were measured by code that no commit holds as it was."""
+    files = {arm: records_file(profile, arm).with_suffix(".json") for profile, arm, _ in _committed()}
+    return [arm for arm, file in files.items() if "with changes" in json.loads(file.read_text())["commit"]]
 
 
 def verify(profile: str) -> tuple[pd.DataFrame, bool]:
     """One row per claim: what was published, what is measured now, and the verdict; and if all is well."""
     arms_of(profile)  # refuses an unknown one
     published = json.loads((GENERATED / "claims.json").read_text())
-    records = None if profile in TOO_SMALL else load_records(profile, *COMPARED)
+    records = committed_records(*EVERY) if profile == "paper" else {}
+    if profile == "pocket":  # what `smoke` measures says that everything works, and nothing about errors
+        records = {"pocket": load_records(profile, *EVERY)}
     rows, well = [], True
     for claim in load_claims():
-        before, now, verdict = _shown(Estimate(**published[claim.id])), "", "not measured here"
+        before, now, verdict = _shown(published[claim.id]), "", "not measured here"
         try:
             found = evaluate(claim, records)
         except NotMeasured:
             pass
         else:
-            now, verdict = _shown(found), "reproduced" if claim.is_true_of(found) else "not reproduced"
+            now, verdict = _shown(found._asdict()), "reproduced" if claim.is_true_of(found) else "not reproduced"
             well &= claim.is_true_of(found)
         kind = "records" if claim.estimator in OF_RECORDS else "code"
         rows.append((claim.id, kind, claim.holds, before, now, verdict))
     return pd.DataFrame(rows, columns=["claim", "of", "holds", "published", "now", "verdict"]), well
 
 
-def _shown(found: Estimate) -> str:
-    interval = "" if found.low == found.high else f" [{found.low:+.3f}, {found.high:+.3f}]"
-    return f"{found.value:+.3f}{interval}"
+def _shown(found: dict[str, float]) -> str:
+    interval = "" if found["low"] == found["high"] else f" [{found['low']:+.3f}, {found['high']:+.3f}]"
+    return f"{found['value']:+.3f}{interval}"
 
 
 def main(profile: str) -> None:
