@@ -36,11 +36,21 @@ from lib.streams import load_stream
 
 TUNING = PAPER_RECORDS / "tuning"
 TASKS = ["clipart", "emoji", "materials", "letters"]
-# Wide enough that no rule ends at the end of what was tried: body and head, "" where a learner is not named.
-BODY = {"probe_finetune": [1e-6, 1e-5, 1e-4, 1e-3], "": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]}
-HEAD = {"probe_finetune": [1e-5, 1e-4, 1e-3, 1e-2], "": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]}
+# Wide enough that no rule ends at the end of what was tried; "" is for the learners that are not named.
+BODY = {
+    "independent": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2],
+    "probe_finetune": [1e-6, 1e-5, 1e-4, 1e-3],
+    "": [3e-4, 1e-3, 3e-3, 1e-2],
+}
+HEAD = {
+    "independent": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
+    "probe_finetune": [1e-5, 1e-4, 1e-3, 1e-2],
+    "": [1e-3, 3e-3, 1e-2, 3e-2],
+}
 DEV_IMAGES = 100  # of a task, that the error is measured on
-BUDGETS, RATIOS, SEED = [16, 64, 256], [0.0, 0.5], 1000  # a seed that no published arm uses
+BUDGETS, SEED = [16, 64, 256], 1000  # a seed that no published arm uses
+# What is small from the start is not pruned.
+RATIOS = {"resnet18half_64": [0.0], "resnet18quarter_64": [0.0], "resnet18eighth_64": [0.0], "": [0.0, 0.5]}
 TRIED = {"base": np.arange(-5, -0.9, 0.25), "by_ratio": [-0.5, 0.0, 0.5, 1.0], "by_budget": [-0.25, 0.0, 0.25]}
 KEYS = ["task", "ratio", "budget"]
 
@@ -49,7 +59,7 @@ def measure(backbone: str, learner: str, granularity: str, file: Path) -> pd.Dat
     """Dev errors (column `error_dev`) of the whole grid; those that `file` holds are not measured again."""
     rows = pd.read_parquet(file).to_dict("records") if file.exists() else []
     done = {(row["ratio"], row["task"], row["budget"], row["body_rate"], row["head_rate"]) for row in rows}
-    for ratio in RATIOS:
+    for ratio in RATIOS.get(backbone, RATIOS[""]):
         spec = RunSpec(
             backbone=backbone,
             ratio=ratio,
@@ -142,8 +152,9 @@ def draw(file: Path) -> None:
     """
     backbone, learner, granularity = file.stem.split("-")
     records = pd.read_parquet(file)
+    ratios = RATIOS.get(backbone, RATIOS[""])
     axes = [records[name].nunique() for name in (*KEYS, "body_rate", "head_rate")]
-    if len(records) < math.prod(axes) or axes[:3] != [len(TASKS), len(RATIOS), len(BUDGETS)]:
+    if len(records) < math.prod(axes) or axes[:3] != [len(TASKS), len(ratios), len(BUDGETS)]:
         raise UserError(
             f"{file.name} holds {len(records)} records, which are a part of the grid: finish it with "
             f"`python -m tools.tune_rates {backbone} {learner} {granularity}`, or remove it."
