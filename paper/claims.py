@@ -25,7 +25,7 @@ from lib.learning.engine import Engine
 from lib.learning.ledger import Ledger
 from lib.learning.training import Recipe, TaskNetwork, fine_tune
 from lib.networks.backbone import load_backbone
-from lib.networks.macs import forward_macs, training_macs
+from lib.networks.macs import training_macs
 from lib.pruning import plan_pruning
 from lib.pruning.sites import find_sites
 from lib.pruning.surgery import mask_channels
@@ -148,6 +148,13 @@ def accuracy(records: pd.DataFrame, arm: str, budget: int) -> Estimate:
 
 
 @estimator(of_records=True)
+def share_of_macs(records: pd.DataFrame, arm: str, over: str) -> Estimate:
+    """The forward MACs of an arm's network over those of another's."""
+    macs = records.groupby("arm")["forward_macs"].first()
+    return _exactly(macs[_arms(records, [arm])[0]] / macs[_arms(records, [over])[0]])
+
+
+@estimator(of_records=True)
 def size_slope(records: pd.DataFrame) -> Estimate:
     """How the best forward MACs of the main network's probes move with the budget: slope of their logarithms."""
     sizes = records[(records["learner"] == "probe") & (records["ratio"].eq(0) | records["granularity"].eq("channel"))]
@@ -166,15 +173,6 @@ def adviser_lead(records: pd.DataFrame) -> Estimate:
 
 def _exactly(value: float) -> Estimate:
     return Estimate(value, value, value)
-
-
-@estimator(of_records=False)
-def share_of_macs(backbone: str, ratio: float, granularity: str, image_size: int) -> Estimate:
-    """The forward MACs of a pruned network over those of the dense one."""
-    dense = load_backbone(backbone)
-    plan = plan_pruning(dense, ratio, "l1", scope="uniform", granularity=granularity, repair="none")
-    pruned = plan.apply(dense)
-    return _exactly(forward_macs(pruned, image_size) / forward_macs(dense, image_size))
 
 
 @estimator(of_records=False)
