@@ -1,14 +1,12 @@
-"""The rates of body and head of a run that searches none: committed rules, by learner, network and granularity.
+"""The rates of body and head of a run that searches none: committed, by network and learner.
 
-    log10(rate) = base + by_ratio * ratio + by_budget * log4(budget / 64)
-
-held within the rates that were tried. A task of a data set that took part in the fit gets the rule that was fitted
-on the *other* data sets (dev images, never test), so no task has a hand in its own rates; any other task gets the
-rule of all of them. `python -m tools.tune_rates` makes lib/learning/rates.json from the records of the fit.
+A task of a data set that took part in the fit gets the rates that were fitted on the *other* data sets (dev images,
+never test), so no task has a hand in its own; any other task gets those of all of them. One pair serves all shares and
+budgets: lines in either were fitted too, and did worse on the data set left out. `python -m tools.tune_rates` makes
+lib/learning/rates.json from the records of the fit.
 """
 
 import json
-import math
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from lib.common.errors import UserError
 
 TABLE = Path(__file__).parent / "rates.json"
 ALL = "*"
-# Learners that start alike are tuned together; so are networks that nothing is removed from.
+# Learners that start alike are tuned together.
 TUNED_AS = {"previous": "independent", "dynamic": "independent"}
 
 
@@ -30,27 +28,18 @@ def data_set(task: str) -> str:
     return "".join(letter for letter in task.lower() if letter.isalnum())
 
 
-def rates(
-    learner: str, backbone: str, granularity: str, ratio: float, budget: int, task: str = ALL
-) -> tuple[float, float]:
-    """Rates of body and head for a task within a budget of dense images.
+def rates(learner: str, backbone: str, task: str = ALL) -> tuple[float, float]:
+    """Rates of body and head for a task.
 
-    Raises UserError where no rule is known.
+    Raises UserError where none are known.
     """
     learner = TUNED_AS.get(learner, learner)
     try:
-        rules = _table()[backbone][learner][granularity]
+        found = _table()[backbone][learner]
     except KeyError as error:
         raise UserError(
-            f"No rates are known for learner={learner!r}, backbone={backbone!r}, granularity={granularity!r}: give "
-            "body_rate= and head_rate= in the spec, or fit them with `python -m tools.tune_rates "
-            f"{backbone} {learner} {granularity}`."
+            f"No rates are known for learner={learner!r}, backbone={backbone!r}: give body_rate= and head_rate= in the "
+            f"spec, or fit them with `python -m tools.tune_rates {backbone} {learner}`."
         ) from error
-    rule = rules.get(data_set(task), rules[ALL])
-    fourfold = math.log(budget / 64, 4)
-
-    def on(line: dict[str, float]) -> float:
-        exponent = line["base"] + line["by_ratio"] * ratio + line["by_budget"] * fourfold
-        return min(max(10**exponent, line["low"]), line["high"])
-
-    return on(rule["body"]), on(rule["head"])
+    fitted = found.get(data_set(task), found[ALL])
+    return fitted["body"], fitted["head"]

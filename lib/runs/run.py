@@ -95,7 +95,7 @@ def _jobs(spec: RunSpec, stream: Stream, dense: Backbone, store: Store) -> Itera
                     task=task,
                     data=data,
                     start=start.network,
-                    recipe=spec.recipe(task.name, budget),
+                    recipe=spec.recipe(task.name),
                     trials=spec.trials,
                     budget=budget,
                     ledger=Ledger(budget * unit),

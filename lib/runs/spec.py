@@ -143,13 +143,13 @@ class RunSpec(BaseModel):
         """The images of a task that this run uses, at its size."""
         return task.read(self.image_size).first(self.train_images, self.evaluation_images)
 
-    def recipe(self, task: str, budget: int) -> Recipe:
-        """How a task is trained within a budget, where nothing is searched: the rates given, or the rule's."""
+    def recipe(self, task: str) -> Recipe:
+        """How a task is trained where nothing is searched: at the rates given, or at the committed ones."""
         if self.body_rate is not None and self.head_rate is not None:
             return Recipe(self.body_rate, self.head_rate)
         if not LEARNERS[self.learner].fine_tunes:
             return Recipe(0, 0)
-        return Recipe(*rates(self.learner, self.backbone, self.granularity, self.ratio, budget, task))
+        return Recipe(*rates(self.learner, self.backbone, task))
 
     def key(self, *contents: str) -> str:
         """The name of the run's folder: a hash of all that changes a number.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lib.common.paths import LIB, ROOT
+from lib.learning.rates import TUNED_AS
 
 # Fields of a spec whose value names a function under a decorator of the same name, or a row of a table.
 _NAMING = ("backbone", "criterion", "repair", "learner")
@@ -43,8 +44,8 @@ def training_hash(arm: Mapping[str, object]) -> str:
     pins = re.findall(_PINS, requirements.read_text(encoding="utf-8")) if requirements.exists() else []
     tables = [json.loads(file.read_bytes()) for file in sorted((LIB / "learning").glob("*.json"))]
     rows = [part[backbone] for table in tables for part in (table, *table.values()) if backbone in part]
-    for field in ("learner", "granularity"):  # of the rates, those of what the arm names
-        rows = [row.get(fields[field], row) if isinstance(row, dict) else row for row in rows]
+    learner = TUNED_AS.get(str(fields["learner"]), str(fields["learner"]))
+    rows = [row.get(learner) if isinstance(row, dict) else row for row in rows]  # of the rates, those of its learner
     return _digest("\n".join([_code_hash(_sources(), _RUN, named), data, *pins, json.dumps(rows)]))
 
 
