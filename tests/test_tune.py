@@ -1,6 +1,5 @@
 """What `make tune` and `python -m tools.tune_rates` write into the committed tables."""
 
-import itertools
 import json
 
 import numpy as np
@@ -12,48 +11,35 @@ from lib.learning import rates
 from lib.runs.spec import RunSpec
 from tools import tune_precision, tune_rates
 from tools.tune_precision import PRECISIONS, fastest, main
-from tools.tune_rates import BODY, BUDGETS, HEAD, KEYS, RATIOS, TASKS, fit
+from tools.tune_rates import PLACE, TASKS, grid
 
 
-def errors_with_best_rates(
-    body: float, head: float, by_ratio: float, by_budget: float, tasks: list[str] = TASKS
-) -> pd.DataFrame:
-    """Records whose error is lowest at known rates, whatever the task; the body's follow a line."""
+def errors_with_best_rates(body: float, head: float, tasks: list[str] = TASKS) -> pd.DataFrame:
+    """Records of a small network's grid whose error is lowest at known rates; for the first task, at others."""
     rows = []
-    for task, ratio, budget, b, h in itertools.product(tasks, RATIOS, BUDGETS, BODY, HEAD[""]):
-        best = body + by_ratio * ratio + by_budget * np.log2(budget / 64) / 2
-        error = 0.3 + 0.1 * abs(np.log10(b) - best) + 0.1 * abs(np.log10(h) - head) + 0.01 * (task == TASKS[0])
-        rows.append(
-            dict(zip([*KEYS, "body_rate", "head_rate"], (task, ratio, budget, b, h), strict=True), error_dev=error)
-        )
+    for place in grid("resnet18half_64", "norms"):
+        row = dict(zip(PLACE, place, strict=True))
+        apart = np.log10([row["body_rate"] / body, row["head_rate"] / head])
+        if row["task"] == TASKS[0]:
+            apart = np.log10([row["body_rate"] / 1e-3, row["head_rate"] / 3e-3]) * 5
+        if row["task"] in tasks:
+            rows.append({**row, "error_dev": 0.3 + 0.1 * abs(apart).sum()})
     return pd.DataFrame(rows)
 
 
-@pytest.mark.parametrize("line", [(-4, -2, 0, 0), (-3.5, -1.5, 0.5, 0), (-4, -2, 0.5, -0.25)])
-def test_the_rule_is_that_of_the_lowest_errors(line):
-    rule = fit(errors_with_best_rates(*line))
-    found = [rule["body"][name] for name in ("base", "by_ratio", "by_budget")]
-    for ratio, budget in itertools.product(RATIOS, BUDGETS):
-        wanted = line[0] + line[2] * ratio + line[3] * np.log2(budget / 64) / 2
-        # Errors are known where they were measured, and lines are tried a quarter of a power apart.
-        assert abs(found[0] + found[1] * ratio + found[2] * np.log2(budget / 64) / 2 - wanted) <= 0.26
-    assert abs(rule["head"]["base"] - line[1]) <= 0.26
-    assert (rule["body"]["low"], rule["body"]["high"]) == pytest.approx((BODY[0], BODY[-1]))
-
-
-def test_the_table_is_drawn_from_whole_records_alone(tmp_path, monkeypatch):
+def test_the_table_is_made_of_whole_records_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(tune_rates, "TABLE", tmp_path / "rates.json")
     monkeypatch.setattr(tune_rates, "TUNING", tmp_path)
     monkeypatch.setattr(tune_rates, "measure", None)
-    (tmp_path / "rates.json").write_text('{"mine": {}}')
-    file = tmp_path / "resnet26_64-norms-filter.parquet"
-    errors_with_best_rates(-4, -2, 0.5, 0).to_parquet(file)
+    file = tmp_path / "resnet18half_64-norms.parquet"
+    errors_with_best_rates(3e-3, 1e-2).to_parquet(file)
     tune_rates.main()
-    table = json.loads((tmp_path / "rates.json").read_text())
-    assert table["mine"] == {}
-    assert set(table["resnet26_64"]["norms"]["filter"]) == {rates.ALL, *TASKS}
-    errors_with_best_rates(-4, -2, 0.5, 0, TASKS[:2]).to_parquet(file)
-    with pytest.raises(UserError, match=r"python -m tools\.tune_rates resnet26_64 norms filter"):
+    found = json.loads((tmp_path / "rates.json").read_text())["resnet18half_64"]["norms"]
+    assert set(found) == {rates.ALL, *TASKS}
+    assert found[TASKS[0]] == {"body": 3e-3, "head": 1e-2}  # without the task that wants others
+    assert found[rates.ALL] == found[TASKS[1]] == {"body": 1e-3, "head": 3e-3}
+    errors_with_best_rates(3e-3, 1e-2, TASKS[:2]).to_parquet(file)
+    with pytest.raises(UserError, match=r"lacks 54 records .*`python -m tools\.tune_rates resnet18half_64 norms"):
         tune_rates.main()
 
 
