@@ -16,7 +16,7 @@ import pandas as pd
 from lib.common.errors import UserError, exit_with_one_sentence
 from lib.common.files import atomic_path
 from lib.common.paths import FIGURES, PAPER_RECORDS, ROOT
-from lib.evidence.analysis import Estimate, carried_on, front, leads, summarised
+from lib.evidence.analysis import Estimate, carried_on, front, holm, leads, summarised
 from lib.evidence.records import COMPARED, DENSE, ELSE, FAMILIES, PRUNED, load_records, of_families
 from lib.learning.training import TaskNetwork
 from lib.networks.backbone import load_backbone
@@ -25,6 +25,7 @@ from lib.runs.profiles import arms_of, records_file
 from lib.runs.spec import RunSpec
 from lib.streams import list_tasks, load_stream
 from paper.claims import Claim, Lead, evaluate, load_claims
+from tools.datasets.table import absent, events
 
 GENERATED = ROOT / "paper" / "generated"
 README = ROOT / "README.md"
@@ -55,6 +56,7 @@ def generated_files(found: list[tuple[Claim, Estimate | Lead]]) -> dict[str, str
         "claims.tex": _macros("claim", sentences),
         "numbers.tex": _macros("val", _numbers(compared)),
         "tasks.tex": _tasks(),
+        "differs.tex": _differs(),
         "front.tex": _front(compared),
         "leads.tex": _leads(compared),
         "answer.md": _answer(sentences),
@@ -101,31 +103,37 @@ def escaped(text: str) -> str:
 
 def _numbers(records: dict[str, pd.DataFrame]) -> dict[str, str]:
     """Numbers of the set-up."""
-    tasks, events = list_tasks("pocket"), records["Nevis'22"]["event"].nunique()
+    tasks = list_tasks("pocket")
     files = [records_file(profile, arm) for profile in STREAMS.values() for arm in arms_of(profile)]
     spent = sum(pd.read_parquet(file)["seconds"].sum() for file in files)
     arms, nevis = arms_of("paper"), RunSpec(**arms_of("nevis")["probe"])
     usual = RunSpec(**arms["pruned_50"])
     name, side = usual.reference.split("@")
     reference = load_backbone(name, pretrained=False)
+    unit = training_macs(TaskNetwork(reference, 10), int(side))
     sizes = {"lite": (name, int(side)), "small": ("resnet18half_64", 64), "large": ("resnet26_64", 64)}
     million = {
         key: f"{forward_macs(load_backbone(of, pretrained=False), at) / 1e6:.0f}" for key, (of, at) in sizes.items()
     }
-    intervals = sum(len(_compared(of_stream)) for of_stream in records.values())
+    table = pd.concat([_compared(of_stream) for of_stream in records.values()])
+    pruned = records["pocket"].query("ratio > 0 and calibration == 'shipped'")
     return {
         "tasks": str(len(tasks)),
         "domains": str(tasks["domain"].nunique()),
         "calibration images": str(usual.calibration_images),
-        "unit": f"{training_macs(TaskNetwork(reference, 10), int(side)) / 1e9:.2f}",
-        "nevis events": str(events),
+        "unit": f"{unit / 1e9:.2f}",
+        "nevis events": str(records["Nevis'22"]["event"].nunique()),
         "nevis all": str(len(list_tasks(nevis.stream))),
+        "nevis absent": str(len(absent(nevis.stream))),
         "nevis test": f"{nevis.evaluation_images:,}",
         "shared budget": str(max(arms["dense-seed1"]["budgets"])),
         "arms": str(sum("seed" not in fields for fields in arms.values())),
         "runs": str(len(arms) + len(arms_of("nevis"))),
         "core hours": f"{spent / 3600:.1f}",
-        "intervals": str(intervals),
+        "intervals": str(len(table)),
+        "leave zero": str((table["p"] < 0.05).sum()),
+        "after Holm": str((holm(table["p"].to_numpy()) < 0.05).sum()),
+        "preparation": f"{pruned['preparation_macs'].max() / unit:,.0f}",
         **_times(),
         **million,
     }
@@ -148,6 +156,15 @@ def _tasks() -> str:
         rows.append((task.name.replace("_", " "), task.domain, task.year, outputs, len(data.train), len(data.test)))
     columns = ["task", "domain", "year", "classes", "training", "test"]
     return _tabular(pd.DataFrame(rows, columns=columns), words=2)
+
+
+def _differs() -> str:
+    """A table of Nevis'22's data sets that were run, and what differs from the benchmark's."""
+    rows = events(RunSpec(**arms_of("nevis")["probe"]).stream)
+    rows["images"] = [f"{row.images:,} of {row.official:,}" for row in rows.itertuples()]
+    rows["data set"] = rows["name"] + " (" + rows["years"] + ")"
+    columns = ["data set", "differs", "images", "classes", "train", "test"]
+    return rows[columns].to_latex(index=False, escape=True, column_format="lp{0.45\\textwidth}rrrr")
 
 
 def _front(records: dict[str, pd.DataFrame]) -> str:
