@@ -21,6 +21,8 @@ MEASURED := 05_zero_shot_fidelity 06_macs_and_measured_time
 ifeq ($(PROFILE),paper)
 DRAWN += 10_asymptote 11_filter_or_channel 12_which_filters 13_adviser
 endif
+# Their records are committed: `figures` draws them, `rerun` measures them.
+COMMITTED := paper nevis
 # What `make pretrain` trains.
 NETWORKS ?= resnet18eighth_64 resnet18quarter_64 resnet18half_64 resnet26_64 resnet50_64
 # The whole repository, so that links and pictures are found, opened on the start page.
@@ -80,7 +82,7 @@ endef
 
 figures: setup ## run the arms of PROFILE that are not done, and draw the figures
 	@$(PY) -m tools.stamps renew "$(PROFILE)"
-ifneq ($(PROFILE),paper)
+ifeq ($(filter $(COMMITTED),$(PROFILE)),)
 	$(run_arms)
 else
 	@$(PY) -m tools.stamps warn "$(PROFILE)"
@@ -88,11 +90,11 @@ endif
 	@$(MAKE) --silent --no-print-directory $(PARALLEL) _drawn
 	@echo "Figures are in figures/$(PROFILE)."
 
-rerun: setup ## measure anew what is out of date, also of PROFILE=paper, then draw all figures
+rerun: setup ## measure anew what is out of date, also of PROFILE=paper and nevis, then draw all figures
 	@$(PY) -m tools.stamps renew "$(PROFILE)"
 	$(run_arms)
 	@$(MAKE) --silent --no-print-directory $(PARALLEL) _drawn
-	@$(MAKE) --silent --no-print-directory -j1 _measured
+	$(if $(filter nevis,$(PROFILE)),,@$(MAKE) --silent --no-print-directory -j1 _measured)
 
 runs: setup-cluster ## run the arms of PROFILE on CLUSTER: local, a scheduler's address, slurm, pbs, ... (WORKERS=2)
 	@$(PY) -m tools.cluster "$(PROFILE)" "$(or $(CLUSTER),local)" "$(or $(WORKERS),2)"

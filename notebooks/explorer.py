@@ -13,8 +13,8 @@ from torch import Tensor
 from lib.common.errors import UserError
 from lib.common.files import atomic_path
 from lib.common.paths import BUILD
-from lib.evidence.records import COMPARED, load_records
-from lib.evidence.style import BUDGET, PAGE_WIDTH, budget_axis, in_style, picture
+from lib.evidence.records import COMPARED, arms, load_records
+from lib.evidence.style import PAGE_WIDTH, budget_axis, in_style, picture
 from lib.networks.backbone import Backbone, load_backbone, normalised
 from lib.networks.macs import forward_macs
 from lib.networks.measure import fidelity, measure_latency
@@ -23,14 +23,14 @@ from lib.pruning.criteria import CRITERIA
 from lib.pruning.repairs import REPAIRS
 from lib.pruning.sites import GRANULARITIES
 from lib.runs.run import run_stream
-from lib.runs.spec import RunSpec
+from lib.runs.spec import RunSpec, best_image_size
 from lib.streams import list_tasks, load_stream
 from measured import mixed_images
 
-BACKBONES = ["resnet26_64", "resnet18half_64", "efficientnet_lite0"]  # they have a learning-rate rule
+BACKBONES = ["efficientnet_lite0", "resnet26_64", "resnet18half_64"]  # they have a rule for the rates
 RATES = 1e-4, 1e-2  # of body and head of the others
 BUDGETS = [16, 64, 256]
-IMAGE_SIZE, BATCH = 64, 16
+LARGEST, BATCH = 128, 16  # pixels and images, so that a picture takes a second
 CALIBRATION_IMAGES, IMAGES = 32, 64  # for criteria and repairs, and others to measure fidelity on
 
 
@@ -86,6 +86,11 @@ class Explorer:
         named = self.network.value.strip() or self.backbone.value
         return named, str(Path(weights).expanduser()) if weights else None
 
+    @property
+    def image_size(self) -> int:
+        """The side in pixels that the network is best used at, or the largest that is quick."""
+        return min(best_image_size(self.chosen[0]), LARGEST)
+
     def prune(self) -> None:
         """Show what the chosen pruning leaves."""
         try:
@@ -97,8 +102,9 @@ class Explorer:
         if self.chosen not in self.dense:
             name, weights = self.chosen
             network = load_backbone(name, weights=weights)
-            images = normalised(mixed_images(CALIBRATION_IMAGES + IMAGES, IMAGE_SIZE).permute(0, 3, 1, 2), network)
-            took = measure_latency(network, IMAGE_SIZE, batch_size=BATCH)
+            mixed = mixed_images(CALIBRATION_IMAGES + IMAGES, self.image_size)
+            images = normalised(mixed.permute(0, 3, 1, 2), network)
+            took = measure_latency(network, self.image_size, batch_size=BATCH)
             self.dense[self.chosen] = network, images, took
         dense, images, dense_time = self.dense[self.chosen]
         plan = plan_pruning(
@@ -109,12 +115,12 @@ class Explorer:
             granularity=self.granularity.value,
             repair=self.repair.value,
             images=images[:CALIBRATION_IMAGES],
-            image_size=IMAGE_SIZE,
+            image_size=self.image_size,
         )
         pruned = plan.apply(dense)
         kept = fidelity(dense, pruned, images[CALIBRATION_IMAGES:])
-        macs, before = (forward_macs(network, IMAGE_SIZE) for network in (pruned, dense))
-        time = measure_latency(pruned, IMAGE_SIZE, batch_size=BATCH)
+        macs, before = (forward_macs(network, self.image_size) for network in (pruned, dense))
+        time = measure_latency(pruned, self.image_size, batch_size=BATCH)
         self.summary.value = (
             f"<b>{macs / 1e6:.1f}</b> of {before / 1e6:.1f} million MACs ({macs / before:.0%}); "
             f"<b>{time:.0f}</b> of {dense_time:.0f} ms for {BATCH} images ({time / dense_time:.0%}); "
@@ -179,19 +185,21 @@ class Explorer:
             budgets=[budget],
             train_images=400,
             evaluation_images=200,
-            image_size=IMAGE_SIZE,
+            image_size=self.image_size,
         )
 
     def _measured_before(self) -> pd.DataFrame:
-        """The front of the committed records on this task, or of all tasks for a folder of one's own."""
-        records = load_records("paper", *COMPARED)
-        records = records[records["unit"] == f"{self.chosen[0]}@{IMAGE_SIZE}"]
+        """The front of the committed records, if they are here: on this task, or on all for a folder of one's own."""
+        try:
+            records = load_records("paper", *COMPARED)
+        except UserError:
+            return pd.DataFrame()
+        records = records[records["budget"].between(min(BUDGETS), max(BUDGETS))]
+        labels = arms(records)["label"]
         if not self.folder.value.strip():
             records = records[records["task"] == self.task.value]
         means = records.pivot_table("error_test", "budget", "arm")
-        if means.empty:
-            return means
-        return pd.DataFrame({"error": means.min(axis=1), "arm": means.idxmin(axis=1)})
+        return pd.DataFrame({"error": means.min(axis=1), "label": means.idxmin(axis=1).map(labels)})
 
 
 @in_style
@@ -207,16 +215,16 @@ def _filters(table: pd.DataFrame) -> Figure:
 
 
 @in_style
-def _curve(errors: dict[float, float], front: pd.DataFrame) -> Figure:
+def _curve(errors: dict[int, float], front: pd.DataFrame) -> Figure:
     """The errors so far, over the front of what was measured before."""
     figure = Figure(figsize=(PAGE_WIDTH * 0.7, 2.6), layout="constrained")
     axes = figure.subplots()
     if len(front):
         axes.plot(front.index, front["error"], color="gold", linewidth=5, alpha=0.6, label="front")
         for budget, row in front.iterrows():
-            axes.annotate(row["arm"], (budget, row["error"]), fontsize=5, rotation=20, color="0.4")
+            axes.annotate(row["label"], (budget, row["error"]), fontsize=5, rotation=20, color="0.4")
     axes.plot(list(errors), list(errors.values()), color="tab:red", marker="o", label="this network")
     budget_axis(axes, BUDGETS)
-    axes.set(xlabel=BUDGET.label, ylabel="test error")
+    axes.set(xlabel="budget (dense images)", ylabel="test error")
     axes.legend()
     return figure

@@ -21,7 +21,7 @@ PROFILE = """
 [smoke.common]
 backbone = "resnet18half_64"
 tasks = ["mnist", "letters", "scripts"]
-budgets = [0.5, 2.0]
+budgets = [16, 64]
 train_images = 120
 evaluation_images = 32
 

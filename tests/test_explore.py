@@ -29,7 +29,7 @@ def test_every_control_changes_what_is_shown(explorer):
 
 
 def test_fine_tuning_on_own_images_draws_a_curve(explorer, tmp_path, monkeypatch):
-    monkeypatch.setattr(explore, "BUDGETS", [0.25, 0.5])
+    monkeypatch.setattr(explore, "BUDGETS", [4, 16])
     rng = np.random.default_rng(0)
     for name, level in (("dark", 40), ("light", 200)):
         (tmp_path / "train" / name).mkdir(parents=True)
@@ -39,11 +39,11 @@ def test_fine_tuning_on_own_images_draws_a_curve(explorer, tmp_path, monkeypatch
     explorer.folder.value = str(tmp_path)
     assert explorer.classes.value == "2 classes: dark, light"
     explorer.fine_tune()
-    assert explorer.message.value.startswith("0.25: error ") and ", 0.5: error " in explorer.message.value
+    assert explorer.message.value.startswith("4: error ") and ", 16: error " in explorer.message.value
     assert explorer.curve_picture.layout.display == "" and not explorer.start.disabled
     assert bytes(explorer.curve_picture.value).startswith(b"\x89PNG")
-    (axes,) = explore._curve({0.25: 0.5}, pd.DataFrame()).axes
-    assert axes.get_xlabel() == "budget (dense epochs)"
+    (axes,) = explore._curve({4: 0.5}, pd.DataFrame()).axes
+    assert axes.get_xlabel() == "budget (dense images)"
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(explorer):
@@ -62,7 +62,7 @@ def test_a_task_s_classes_have_names(explorer):
 
 
 def test_a_network_and_a_checkpoint_of_one_s_own_are_pruned_and_fine_tuned(explorer, tmp_path, monkeypatch):
-    monkeypatch.setattr(explore, "BUDGETS", [0.25])
+    monkeypatch.setattr(explore, "BUDGETS", [4])
     checkpoint = tmp_path / "mine.pth"
     torch.manual_seed(1)
     torch.save(timm.create_model("resnet10t", num_classes=3).state_dict(), checkpoint)
@@ -72,7 +72,7 @@ def test_a_network_and_a_checkpoint_of_one_s_own_are_pruned_and_fine_tuned(explo
     explorer.network.value = "timm:resnet10t"
     assert explorer.message.value == "" and "million MACs" in explorer.summary.value
     explorer.fine_tune()
-    assert explorer.message.value.startswith("0.25: error ")
+    assert explorer.message.value.startswith("4: error ")
     explorer.weights.value = str(tmp_path / "not there.pth")
     assert "not there.pth" in explorer.message.value
     explorer.network.value = explorer.weights.value = ""

@@ -746,16 +746,16 @@ def test_backbone_without_a_rule_asks_for_rates(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["dense", "channel_75", "lite0_channel_50"])
+@pytest.mark.parametrize("arm", ["dense", "pruned_50", "probe_50"])
 def test_the_committed_records_are_measured_again_within_noise(tmp_path, arm):
     """Two tasks at the smaller budgets: the same spending exactly, errors as near as processors allow."""
-    budgets = [0.125, 0.25, 0.5, 1.0]
+    budgets = [16, 64]
     spec = RunSpec(**arms_of("paper")[arm] | {"budgets": budgets, "tasks": ["mnist", "stamps"]})
     found = run_stream(spec, tmp_path)
     committed = pd.read_parquet(records_file("paper", arm))
     committed = committed[committed["task"].isin(spec.tasks) & committed["budget"].isin(budgets)]
-    for column in ("task", "budget", "steps", "total_macs", "limit_macs", "used_body_rate", "params"):
-        assert found[column].tolist() == committed[column].tolist(), column
-    # An error over 200 or 76 images: trainings that round differently differ by a few images.
+    columns = ["task", "budget", "steps", "total_macs", "limit_macs", "preparation_macs", "used_body_rate", "params"]
+    assert_frame_equal(found[columns], committed[columns].reset_index(drop=True), check_exact=True)
+    # An error over 300 or 76 images: trainings that round differently differ by a few images.
     difference = (found["error_test"] - committed["error_test"].to_numpy()).abs()
     assert difference.mean() < 0.05 and difference.max() < 0.2

@@ -329,7 +329,16 @@ def test_arms_that_a_profile_runs_with_more_seeds_or_budgets_are_in_it():
 def test_a_seed_of_an_arm_differs_in_the_seed_alone_and_budgets_are_added_in_order():
     arms = arms_of("paper")
     assert arms["pruned_50-seed1"] == {**arms["pruned_50"], "seed": 1, "budgets": arms["l1_50"]["budgets"]}
-    assert arms["pruned_50"]["budgets"] == [*arms["l1_50"]["budgets"], 4096, 16384]
+    longer = tomllib.loads(profiles.PROFILES.read_text())["paper"]["long"]["pruned_50"]
+    assert longer and arms["pruned_50"]["budgets"] == [*arms["l1_50"]["budgets"], *longer]
+
+
+def test_the_pocket_profile_is_the_paper_s_on_fewer_test_images():
+    pocket, paper = arms_of("pocket"), arms_of("paper")
+    for arm, fields in pocket.items():
+        assert fields.pop("evaluation_images") == 100 and "evaluation_images" not in paper[arm]
+        assert fields.items() <= (paper[arm] | {"budgets": fields["budgets"]}).items()
+        assert set(fields["budgets"]) <= set(paper[arm]["budgets"])
 
 
 # --- profiles that users write --------------------------------------------------------------------
@@ -337,7 +346,7 @@ def test_a_seed_of_an_arm_differs_in_the_seed_alone_and_budgets_are_added_in_ord
 FAMILY = """
 [old.common]
 backbone = "resnet18half_64"
-budgets = [0.5]
+budgets = [16]
 seed = 1
 [old.arms]
 dense = { ratio = 0.0 }
@@ -347,7 +356,7 @@ dense = [7]
 [child]
 extends = "old"
 [child.common]
-budgets = [1.0]
+budgets = [64]
 [child.arms]
 half = { ratio = 0.5 }
 
@@ -358,7 +367,7 @@ image_size = 32
 [grandchild.more]
 most = { ratio = 0.75, seed = 3 }
 [grandchild.long]
-half = [4.0, 0.25, 1.0]
+half = [256, 16, 64]
 """
 
 
@@ -371,23 +380,23 @@ def written(tmp_path, monkeypatch):
 
 def test_a_profile_has_what_the_one_that_it_extends_has_and_so_on(written):
     written(FAMILY)
-    shared = {"backbone": "resnet18half_64", "seed": 1, "budgets": [1.0], "image_size": 32}
+    shared = {"backbone": "resnet18half_64", "seed": 1, "budgets": [64], "image_size": 32}
     assert arms_of("grandchild") == {
         "dense": {**shared, "ratio": 0.0},
-        "half": {**shared, "ratio": 0.5, "budgets": [0.25, 1.0, 4.0]},
+        "half": {**shared, "ratio": 0.5, "budgets": [16, 64, 256]},
         "most": {**shared, "ratio": 0.75, "seed": 3},
         "dense-seed7": {**shared, "ratio": 0.0, "seed": 7},
     }
     assert list(arms_of("grandchild", "more")) == ["most"]
-    older = {"backbone": "resnet18half_64", "budgets": [0.5], "seed": 1, "ratio": 0.0}
+    older = {"backbone": "resnet18half_64", "budgets": [16], "seed": 1, "ratio": 0.0}
     assert arms_of("old")["dense"] == older
 
 
 WRONG = [
     ("[p.seeds]\ndens = [1]\n", "'dens'", "dense"),
-    ("[p.long]\ndens = [1.0]\n", "'dens'", "dense"),
+    ("[p.long]\ndens = [64]\n", "'dens'", "dense"),
     ("[p.more]\nx = { raito = 0.5 }\n", "'raito'", "ratio"),
-    ("[p.common]\nbudget = [1.0]\n", "'budget'", "budgets"),
+    ("[p.common]\nbudget = [64]\n", "'budget'", "budgets"),
     ("[q]\nextends = 'p'\n[r]\nextends = 'none'\n", "none", "p"),
     ("[p.more]\nx = 3\n", "p.more", "not valid"),
     ("[p.seeds]\ndense = 1\n", "p.seeds", "not valid"),

@@ -6,37 +6,60 @@ import sys
 
 from lib.common.errors import exit_with_one_sentence
 from lib.learning.engine import Engine
+from lib.learning.learners import LEARNERS
 from lib.learning.training import TaskNetwork
-from lib.networks.backbone import load_backbone
+from lib.networks.backbone import Backbone, load_backbone
 from lib.networks.macs import forward_macs, training_macs
 from lib.pruning import plan_pruning
 from lib.runs.profiles import arms_of
 from lib.runs.spec import RunSpec
 from lib.streams import load_stream
-from tools.speed import images_per_second
+from tools.speed import images_per_second, seen_per_second
 from tools.stamps import is_done
+
+STARTING = 10  # seconds until an arm's notebook has started and imported what it needs
+LOOKS = 4  # passes over the calibration images, for the criterion and the repair
+TIMED = 128  # images
 
 
 @functools.cache
-def speed_of(backbone: str, ratio: float, granularity: str, image_size: int, engine: Engine) -> tuple[float, int, int]:
-    """Of the pruned network: training images per second, MACs to train on one, MACs of its forward pass."""
+def network_of(backbone: str, ratio: float, granularity: str) -> Backbone:
+    """A network of the arm's shape; which filters go does not matter to its speed."""
     dense = load_backbone(backbone, pretrained=False)
-    plan = plan_pruning(dense, ratio, "l1", scope="uniform", granularity=granularity, repair="none")
-    rate = images_per_second(network := plan.apply(dense), image_size, engine)
-    return rate, training_macs(TaskNetwork(network, 10), image_size), forward_macs(network, image_size)
+    return plan_pruning(dense, ratio, "l1", scope="uniform", granularity=granularity, repair="none").apply(dense)
+
+
+@functools.cache
+def trained(network: Backbone, size: int, engine: Engine) -> float:
+    """Images per second that `network` trains on here."""
+    return images_per_second(network, size, engine, images=TIMED)
+
+
+@functools.cache
+def seen(network: Backbone, size: int, engine: Engine) -> float:
+    """Images per second that `network` looks at here."""
+    return seen_per_second(network, size, engine, images=TIMED)
 
 
 def seconds_of(spec: RunSpec) -> float:
-    """Estimated seconds of one arm on one thread: the budgets, and measuring test after each."""
-    rate, train, forward = speed_of(spec.backbone, spec.ratio, spec.granularity, spec.image_size, spec.engine)
+    """Estimated seconds of one arm on one thread: starting, pruning, the budgets, and measuring test after each."""
     name, size = spec.reference.split("@")
     unit = training_macs(TaskNetwork(load_backbone(name, pretrained=False), 10), int(size))
-    images = 0
+    network = network_of(spec.backbone, spec.ratio, spec.granularity)
+    how = network, spec.image_size, spec.engine
+    passes = training = 0  # images that are looked at, and trained on
+    if spec.ratio > 0:
+        passes += LOOKS * spec.calibration_images
     for task in load_stream(spec.stream, spec.missing).only(spec.tasks).tasks:
         data = spec.data_of(task)
-        images += sum(spec.budgets) * unit / train
-        images += len(spec.budgets) * len(data.test) * forward / train
-    return images / rate
+        if spec.learner != "pixels":  # for which no network is needed
+            passes += len(spec.budgets) * len(data.test)
+        if LEARNERS[spec.learner].fine_tunes:
+            training += sum(spec.budgets) * unit // training_macs(TaskNetwork(network, 10), spec.image_size)
+        elif spec.learner == "probe":
+            affordable = (budget * unit // forward_macs(network, spec.image_size) for budget in spec.budgets)
+            passes += sum(min(images, len(data.train)) for images in affordable)
+    return STARTING + (passes and passes / seen(*how)) + (training and training / trained(*how))
 
 
 def main(profile: str, jobs: int) -> None:
