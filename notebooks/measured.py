@@ -1,23 +1,34 @@
-"""What the notebooks that need no records measure for themselves: fidelity (05) and time (06)."""
+"""What notebooks measure or count for themselves: networks (01, 05, 06), tasks (07), rates (10), distances (11)."""
 
+import copy
 import itertools
+import json
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 import torch
+from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor
 
+from lib.common.paths import PAPER_RECORDS
+from lib.evidence.analysis import leads
+from lib.evidence.records import MissingArms, arms, of_families, said, some
+from lib.learning.rates import rates
 from lib.learning.training import TaskNetwork
 from lib.networks.backbone import Backbone, load_backbone, normalised
 from lib.networks.macs import forward_macs, training_macs
-from lib.networks.measure import fidelity, measure_latency
+from lib.networks.measure import distance_to_pretraining, fidelity, measure_latency
 from lib.pruning import plan_pruning
-from lib.runs.spec import RunSpec
-from lib.streams import load_stream
+from lib.pruning.plan import PruningPlan
+from lib.runs.profiles import arms_of
+from lib.runs.spec import RunSpec, best_image_size
+from lib.streams import calibration_images, list_tasks, load_stream
+from lib.streams.shipped import POCKET
 from tools.speed import images_per_second
 
 
-def mixed_images(count: int, image_size: int = 64) -> Tensor:
+def mixed_images(count: int, image_size: int) -> Tensor:
     """Training images of the pocket stream, as many of each task, in turn: uint8 (count, H, W, 3)."""
     tasks = load_stream("pocket").tasks
     each = -(-count // len(tasks))
@@ -25,61 +36,159 @@ def mixed_images(count: int, image_size: int = 64) -> Tensor:
     return torch.stack([images[place] for place in range(each) for images in parts])[:count]
 
 
+def pruned_networks(profile: str) -> tuple[Backbone, dict[float, PruningPlan], int]:
+    """The main network of a profile, a plan for each share that the profile removes of it, and its size in pixels."""
+    arms = list(arms_of(profile).values())
+    backbone, own = arms[0]["backbone"], [arm for arm in arms if arm["backbone"] == arms[0]["backbone"]]
+    dense, size = load_backbone(backbone), arms[0].get("image_size") or best_image_size(backbone)
+    seen = normalised(calibration_images(64, size).permute(0, 3, 1, 2), dense)
+    how = {name: arms[0][name] for name in ("criterion", "scope", "granularity") if name in arms[0]}
+    ratios = sorted({arm["ratio"] for arm in own} - {0})
+    plans = {ratio: plan_pruning(dense, ratio, **how, repair="none", image_size=size, images=seen) for ratio in ratios}
+    return dense, plans, size
+
+
+def second_count(network: Backbone, image_size: int) -> int:
+    """Forward MACs of one image as ptflops counts them."""
+    from ptflops import get_model_complexity_info  # imports torchvision, which lib prepares
+
+    throwaway = copy.deepcopy(network)  # ptflops leaves its hooks behind
+    how = {"as_strings": False, "print_per_layer_stat": False, "backend": "pytorch"}
+    return get_model_complexity_info(throwaway, (3, image_size, image_size), **how)[0]
+
+
 def fidelity_table(
     backbones: Iterable[str],
     recipes: dict[tuple[str, str], tuple[str, str, str]],
     ratios: Iterable[float],
     image_count: int,
+    granularity: str = "channel",
 ) -> pd.DataFrame:
     """Zero-shot fidelity, one row per backbone, recipe and ratio.
 
-    `recipes` maps what is varied and its name to criterion, scope and repair. These look at the first third
-    of `image_count` images of the pocket stream; fidelity is measured on the others. Columns: backbone,
-    varied, name, ratio, fidelity.
+    `recipes` maps what is varied and its name to criterion, scope and repair. These look at `image_count` of the
+    shipped photographs; fidelity is measured on as many images of the pocket stream. Columns: backbone, varied, name,
+    ratio, fidelity.
     """
     rows = []
     for backbone in backbones:
-        dense = load_backbone(backbone)
-        images = normalised(mixed_images(image_count).permute(0, 3, 1, 2), dense)
-        seen, held_out = images[: image_count // 3], images[image_count // 3 :]
-        how = {"images": seen, "image_size": images.shape[-1]}
+        dense, size = load_backbone(backbone), best_image_size(backbone)
+        seen = normalised(calibration_images(image_count, size).permute(0, 3, 1, 2), dense)
+        held_out = normalised(mixed_images(image_count, size).permute(0, 3, 1, 2), dense)
         for ((varied, name), (criterion, scope, repair)), ratio in itertools.product(recipes.items(), ratios):
-            plan = plan_pruning(dense, ratio, criterion, scope=scope, repair=repair, **how)
-            rows.append((backbone, varied, name, ratio, fidelity(dense, plan.apply(dense), held_out)))
+            how = {"scope": scope, "repair": repair, "granularity": granularity, "image_size": size, "images": seen}
+            plan = plan_pruning(dense, ratio, criterion, **how)
+            cosine = fidelity(dense, plan.apply(dense), held_out)
+            rows.append((said(backbone), varied, name.replace("_", " "), ratio, cosine))
     return pd.DataFrame(rows, columns=["backbone", "varied", "name", "ratio", "fidelity"])
 
 
-def time_table(backbones: Iterable[str], ratios: Iterable[float], image_size: int) -> pd.DataFrame:
-    """MACs and measured milliseconds of one image, one row per backbone, granularity, ratio and work.
+def time_table(
+    backbone: str, ratios: Iterable[float], sizes: Iterable[int], others: Iterable[str], granularity: str = "channel"
+) -> pd.DataFrame:
+    """MACs and measured milliseconds of one image, one row per network and work.
 
-    Columns further: precision, and share_of_macs and share_of_time, of the dense network's. The dense network
-    is in each granularity and measured once.
+    Networks: the dense one, shares of it removed, it on fewer pixels, and others. Columns: network, family, work, macs,
+    ms, and share_of_macs and share_of_time, of the dense network's for the same work.
     """
-    tables = []
-    for backbone in backbones:
-        dense = load_backbone(backbone, pretrained=False)
-        spec = RunSpec(backbone=backbone, ratio=0, budgets=[2])
-        whole = _times(dense, spec, image_size)
-        for granularity in ("filter", "channel"):
-            for ratio in (0.0, *ratios):
-                table = whole
-                if ratio:
-                    how = {"criterion": "l1", "scope": "uniform", "repair": "none"}
-                    pruned = plan_pruning(dense, ratio, granularity=granularity, **how).apply(dense)
-                    table = _times(pruned, spec, image_size)
-                shares = table[["macs", "ms"]] / whole[["macs", "ms"]]
-                table[["share_of_macs", "share_of_time"]] = shares
-                about = {"backbone": backbone, "granularity": granularity, "ratio": ratio, "precision": spec.precision}
-                tables.append(pd.DataFrame(about, index=table.index).join(table))
-    return pd.concat(tables, ignore_index=True)
+    dense, size = load_backbone(backbone, pretrained=False), best_image_size(backbone)
+    how = {"criterion": "l1", "scope": "global", "repair": "none", "granularity": granularity, "image_size": size}
+    networks = [("dense", "dense", dense, size)]
+    networks += [
+        (f"{ratio:.0%} removed", "pruned", plan_pruning(dense, ratio, **how).apply(dense), size) for ratio in ratios
+    ]
+    networks += [(f"{pixels} px", "fewer pixels", dense, pixels) for pixels in sizes]
+    loaded = [(said(name), load_backbone(name, pretrained=False), best_image_size(name)) for name in others]
+    networks += [(name, "other network", network, pixels) for name, network, pixels in loaded]
+    spec = RunSpec(backbone=backbone, ratio=0, budgets=[2])
+    rows = [
+        (name, family, *work) for name, family, network, pixels in networks for work in _times(network, spec, pixels)
+    ]
+    table = pd.DataFrame(rows, columns=["network", "family", "work", "macs", "ms"])
+    whole = table.groupby("work")[["macs", "ms"]].transform("first")  # the dense network's, which comes first
+    table[["share_of_macs", "share_of_time"]] = table[["macs", "ms"]] / whole
+    return table
 
 
-def _times(network: Backbone, spec: RunSpec, image_size: int) -> pd.DataFrame:
+def _times(network: Backbone, spec: RunSpec, image_size: int) -> list[tuple[str, float, float]]:
     """Work, MACs and milliseconds of one image, forward and in training."""
     rows = []
     for batch in (1, 32):
         took = measure_latency(network, image_size, batch_size=batch, precision=spec.precision) / batch
         rows.append((f"forward, batch {batch}", forward_macs(network, image_size), took))
-    took = 1000 / images_per_second(network, image_size, spec.engine, rounds=3)
-    rows.append(("training, batch 16", training_macs(TaskNetwork(network, 10), image_size), took))
-    return pd.DataFrame(rows, columns=["work", "macs", "ms"])
+    took = 1000 / images_per_second(network, image_size, spec.engine, rounds=2)
+    rows.append(("training", training_macs(TaskNetwork(network, 10), image_size), took))
+    return rows
+
+
+def distances(backbone: str, stream: str, missing: str, images: int = 50) -> pd.Series:
+    """How far each task is from the pretraining images (nats), by event, from its first training images."""
+    network, size = load_backbone(backbone), best_image_size(backbone)
+    tasks = load_stream(stream, missing).tasks
+    found = [distance_to_pretraining(network, task.read(size).train.first(images).images) for task in tasks]
+    return pd.Series(found, pd.RangeIndex(len(tasks), name="event"), name="distance")
+
+
+def rates_tried(backbone: str, learner: str, granularity: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mean dev error over tasks at every pair of rates that was tried, and what the committed rule chose.
+
+    From the records of tools/tune_rates.py. Columns of the first: ratio, budget, body_rate, head_rate, error_dev; of
+    the second: ratio, budget, body, head, best and error_dev (the lowest of the grid, and at the rule's rates). Raises
+    MissingArms where nothing was tuned.
+    """
+    file = PAPER_RECORDS / "tuning" / f"{backbone}-{learner}-{granularity}.parquet"
+    if not file.exists():
+        raise MissingArms(f"There is no {file.name}: expected the records of the tuning.")
+    tuning = pd.read_parquet(file)
+    table = tuning.groupby(["ratio", "budget", "body_rate", "head_rate"])["error_dev"].mean().reset_index()
+    rows = []
+    for (ratio, budget), part in table.groupby(["ratio", "budget"]):
+        cells = part.pivot(index="body_rate", columns="head_rate", values="error_dev")
+        pair = rates(learner, backbone, granularity, ratio, budget)
+        surface = RegularGridInterpolator((np.log10(cells.index), np.log10(cells.columns)), cells.to_numpy())
+        ends = [(axis.min(), axis.max()) for axis in (cells.index, cells.columns)]
+        at = [np.log10(np.clip(rate, *end)) for rate, end in zip(pair, ends, strict=True)]
+        rows.append((ratio, budget, *pair, part["error_dev"].min(), float(surface(at)[0])))
+    return table, pd.DataFrame(rows, columns=["ratio", "budget", "body", "head", "best", "error_dev"])
+
+
+def leads_by_distance(profile: str, records: pd.DataFrame) -> pd.DataFrame:
+    """Leads of pruned over dense, and of inner filters over channels, per task, mean over the budgets in common.
+
+    Of the first share that is removed by either granularity. Columns: panel, event, task, distance (nats), points.
+    Raises MissingArms where the records have no arm of inner filters.
+    """
+    arm = next(iter(arms_of(profile).values()))
+    far = distances(arm["backbone"], arm.get("stream", "pocket"), arm.get("missing", "error"))
+    about = arms(records)
+    filters = about[(about["granularity"] == "filter") & (about["ratio"] > 0) & (about["learner"] == "independent")]
+    share = some(filters, "a network without some of its inner filters")["ratio"].iloc[0]
+    usual = about[(about["ratio"] == share) & (about["how"] == "") & (about["backbone"] == arm["backbone"])]
+    probed, tuned = (usual.index[usual["learner"] == learner][0] for learner in ("probe", "independent"))
+    dense = {learner: of_families(records, f"dense, {learner}")[:1] for learner in ("probe", "fine-tuned")}
+    pairs = {
+        "pruned over dense, fine-tuned": ([tuned], dense["fine-tuned"]),
+        "pruned over dense, probe": ([probed], dense["probe"]),
+        "inner filters over channels": ([filters.index[0]], [tuned]),
+    }
+    found = pd.concat({name: leads(records, *pair) for name, pair in pairs.items()}, names=["panel"])
+    means = found.groupby(["panel", "event", "task"], sort=False)["points"].mean().reset_index()
+    return means.assign(distance=means["event"].map(far))
+
+
+def stream_table(profile: str) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    """The tasks of a profile's stream, one row each, with what their cards say, and the first images of each.
+
+    The images are uint8 (12, 64, 64, 3), of the training part.
+    """
+    arm = next(iter(arms_of(profile).values()))
+    stream = load_stream(arm.get("stream", "pocket"), arm.get("missing", "error"))
+    data = [task.read(64) for task in stream.tasks]
+    listed = list_tasks(stream.name)
+    tasks = listed[listed["available"]].drop(columns=["available", "how"]).reset_index(drop=True)
+    for part in ("train", "dev", "test"):
+        tasks[part] = [len(getattr(parts, part)) for parts in data]
+    cards = pd.DataFrame(json.loads((POCKET / "cards.json").read_text())).set_index("name")
+    shown = cards[["majority", "linear_colour", "linear_pixels", "licence"]]
+    known = shown.rename(columns={"linear_colour": "colour", "linear_pixels": "pixels"}).reindex(tasks["name"])
+    return tasks.join(known.reset_index(drop=True)), [parts.train.images[:12].numpy() for parts in data]

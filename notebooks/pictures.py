@@ -1,87 +1,77 @@
-"""Pictures that one notebook each shows: of pruned networks (01, 05, 06), of tasks (07), of their distances (11)."""
+"""Pictures that one notebook each shows: of pruned networks (01, 05, 06) and of tasks (07)."""
 
 from collections.abc import Sequence
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from lib.evidence.style import COLUMN_WIDTH, PAGE_WIDTH, Axis, Look, in_style, palette, panels, share_look
+from lib.evidence.style import COLUMN_WIDTH, PAGE_WIDTH, colour_of, in_style, panels
 
 
 @in_style
-def filters_and_macs(table: pd.DataFrame) -> Figure:
-    """Filters and million MACs of every site, before and after, one colour per ratio.
+def filters_and_macs(table: pd.DataFrame, message: str) -> Figure:
+    """Filters and million MACs of every site, from the image to the representation: dense in grey, what is left in colour.
 
     `table` is that of plans, with a column `ratio`.
     """
-    dense = table[table["ratio"] == table["ratio"].min()]
-    sites = pd.concat([dense.assign(ratio=0.0, after=dense["before"], macs_after=dense["macs_before"]), table])
-    sites = sites.assign(site=sites.groupby("ratio").cumcount() + 1, macs_after=sites["macs_after"] / 1e6)
-    sites = sites.rename(columns={"after": "filters", "macs_after": "million MACs, one image"})
-    sites = sites.melt(["ratio", "site"], ["filters", "million MACs, one image"], "shown")
-    looks = {ratio: share_look(ratio) for ratio in sorted(set(sites["ratio"]))}
-    x, y = Axis("site", "site, from image to representation"), Axis("value", "", shared=False)
-    figure = panels(sites, "ratio", looks, x, y, height=2.7, columns=6, col="shown")
-    for axes in figure.axes:
-        axes.set_ylim(bottom=0)
+    figure, grid = panels(2, 2.5, message)
+    ratios = sorted(table["ratio"].unique())
+    colours = mpl.colormaps["autumn"](np.linspace(0.75, 0, len(ratios)))
+    shown = ("", "filters of a site", 1), ("macs_", "million MACs of a site, one image", 1e6)
+    for axes, (prefix, called, unit) in zip(grid, shown, strict=True):
+        dense = table[table["ratio"] == ratios[0]]
+        sites = np.arange(1, len(dense) + 1)
+        axes.bar(sites, dense[f"{prefix}before"] / unit, width=1, color="0.88", label="dense")
+        for ratio, colour in zip(ratios, colours, strict=True):
+            left = table.loc[table["ratio"] == ratio, f"{prefix}after"] / unit
+            axes.step(sites, left, where="mid", color=colour, label=f"{ratio:.0%} removed")
+        axes.set(xlabel="site, from image to representation", title=called)
+    grid[1].legend(loc="upper right")
     return figure
 
 
 @in_style
-def fidelity_against_ratio(table: pd.DataFrame) -> Figure:
-    """Zero-shot fidelity by ratio: a row per backbone, criteria on the left, repairs on the right."""
+def fidelity_against_ratio(table: pd.DataFrame, message: str) -> Figure:
+    """Zero-shot fidelity by the share removed: a row of panels per network, criteria on the left, repairs on the right.
+
+    Columns of the table: backbone, varied, name, ratio, fidelity.
+    """
     backbones, varied = table["backbone"].unique(), table["varied"].unique()
     figure = Figure(figsize=(PAGE_WIDTH, 0.5 + 1.9 * len(backbones)), layout="constrained")
+    figure.suptitle(message, x=0.01, ha="left")
     grid = pd.DataFrame(figure.subplots(len(backbones), len(varied), squeeze=False), backbones, varied)
     for (backbone, name), part in table.groupby(["backbone", "varied"], sort=False):
-        cells = part.pivot_table("fidelity", "name", "ratio", sort=False).round(1) + 0.0
-        cells = cells.set_axis(cells.index.str.replace("_", " ")).rename(columns="{:.0%}".format)
-        axes = grid.loc[backbone, name]
-        sns.heatmap(cells, vmin=0, vmax=1, cmap="viridis", annot=True, fmt=".1f", cbar=False, ax=axes)
-        axes.set(title=f"{backbone}: {name}", xlabel="share of filters removed", ylabel="")
+        cells, axes = part.pivot_table("fidelity", "name", "ratio", sort=False), grid.loc[backbone, name]
+        axes.imshow(cells, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        for (row, column), cosine in np.ndenumerate(cells.to_numpy().round(1) + 0.0):
+            axes.text(
+                column, row, f"{cosine:.1f}", ha="center", va="center", color="black" if cosine > 0.6 else "white"
+            )
+        axes.set_xticks(range(cells.shape[1]), [f"{ratio:.0%}" for ratio in cells.columns])
+        axes.set_yticks(range(cells.shape[0]), cells.index)
+        axes.set(title=f"{backbone}: {name}", xlabel="share removed")
+        axes.tick_params(length=0)
     return figure
 
 
 @in_style
-def time_against_macs(table: pd.DataFrame) -> Figure:
-    """Share of the dense network's time against the share of its MACs, one panel per backbone.
+def time_against_macs(table: pd.DataFrame, message: str) -> Figure:
+    """Measured time of a training step against its MACs, both as a share of the dense network's, a point per network.
 
-    Colours tell the work; a dashed curve is of whole channels.
+    Columns of the table: network, family, share_of_macs, share_of_time. On the diagonal MACs are worth their time.
     """
-    looks = {
-        (work, name): Look(look.line | {"linestyle": dashes}, f"{work}, {name}")
-        for work, look in palette(table["work"], "colorblind").items()
-        for name, dashes in (("filter", "-"), ("channel", "--"))
-    }
-    x, y = (
-        Axis("share_of_macs", "share of its MACs"),
-        Axis("share_of_time", "share of the dense network's\nmeasured time"),
-    )
-    figure = panels(
-        table, ["work", "granularity"], looks, x, y, height=2.6, columns=2, col="backbone", width=COLUMN_WIDTH
-    )
-    for axes in figure.axes:
-        axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, zorder=0)
+    figure, (axes,) = panels(1, 2.9, message, COLUMN_WIDTH + 0.9)
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+    for family, line in table.groupby("family", sort=False):
+        axes.plot(line["share_of_macs"], line["share_of_time"], "o", color=colour_of(family))
+    for row in table.itertuples():
+        place = {"xytext": (4, -9), "textcoords": "offset points", "color": colour_of(row.family)}
+        axes.annotate(row.network, (row.share_of_macs, row.share_of_time), **place)
+    axes.set(xlim=(0, 1.25), ylim=(0, 1.1), xlabel="share of the dense network's MACs", ylabel="share of its time")
     return figure
-
-
-@in_style
-def granularity_by_distance(table: pd.DataFrame) -> Figure:
-    """Points by which `filter` is ahead of `channel` against a task's distance to the pretraining images.
-
-    A row of panels per unit, a column per ratio, a colour per budget. Columns of the table: unit, task,
-    distance, ratio, budget, points.
-    """
-    table = table.assign(removed=table["ratio"].map("{:.0%} removed".format)).sort_values("ratio", kind="stable")
-    looks = palette(sorted(set(table["budget"])), "viridis", "{:g} dense epochs", linewidth=0, pointsize=3)
-    x = Axis("distance", "a task's distance (nats)", "row")
-    y = Axis("points", "filter minus channel\n(points of accuracy)", zero=True)
-    return panels(
-        table, "budget", looks, x, y, height=0.8 + 1.6 * table["unit"].nunique(), columns=5, col="removed", row="unit"
-    )
 
 
 @in_style

@@ -2,13 +2,16 @@
 
 import copy
 
+import pandas as pd
 import torch
 from torch import nn
 
 from lib.common.vision import timm, torchvision
+from lib.evidence.records import described
 from lib.networks.backbone import Backbone, list_backbones, load_backbone
 from lib.networks.catalogue import RESNETS_64, build_resnet_64
 from lib.pruning import plan_pruning
+from lib.runs.spec import RunSpec
 from lib.streams import Split, TaskData, load_stream
 
 BACKBONES = [*list_backbones(), *(name for name in RESNETS_64 if name not in list_backbones())]
@@ -219,3 +222,39 @@ class Counter:
             return forward(layer, inputs)
 
         monkeypatch.setattr(torch.nn.Conv2d, "forward", counted)
+
+
+# Errors of three tasks, by arm and budget.
+ERRORS = {
+    ("dense", 64): [0.8, 0.6, 0.5],
+    ("dense", 256): [0.5, 0.5, 0.4],
+    ("half", 64): [0.7, 0.4, 0.4],
+    ("half", 256): [0.6, 0.5, 0.5],
+}
+
+
+def records_of(errors: dict[tuple[str, int], list[float]], **changed: object) -> pd.DataFrame:
+    """Records of arms whose errors are known, fine-tuned or with other fields as `changed` says.
+
+    An arm is half pruned where its name begins with half.
+    """
+    fields = RunSpec(backbone="efficientnet_lite0", ratio=0, budgets=[64]).model_dump(exclude={"ratio", "budgets"})
+    rows = [
+        {
+            **fields,
+            "arm": arm,
+            "ratio": 0.5 if arm.startswith("half") else 0.0,
+            "budget": budget,
+            "event": event,
+            "task": f"task{event}",
+            "domain": "shapes",
+            "error_test": error,
+            "limit_macs": 1000 * budget,
+            "total_macs": 1000 * budget,
+            "forward_macs": 60 if arm.startswith("half") else 100,
+            "image_passes": budget,
+        }
+        for (arm, budget), of_tasks in errors.items()
+        for event, error in enumerate(of_tasks)
+    ]
+    return described(pd.DataFrame(rows).assign(**changed))

@@ -8,82 +8,66 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_analysis import ERRORS, records_of, with_seeds
+from helpers import ERRORS, records_of
+from scipy import stats
 
 from lib.common.errors import UserError
 from lib.common.paths import PAPER_RECORDS
-from lib.evidence import analysis
 from lib.evidence.analysis import Estimate
+from lib.evidence.records import FAMILIES
 from lib.runs.profiles import arms_of
 from paper import build as paper
 from paper import claims, verify
-from paper.claims import ESTIMATORS, OF_RECORDS, Claim, NotMeasured, evaluate, load_claims
+from paper.claims import ESTIMATORS, OF_RECORDS, Claim, Lead, NotMeasured, evaluate, load_claims
+
+POCKET = {"pocket": records_of(ERRORS)}
 
 
 def claim(estimator: str, holds: str = "low > 0", **arguments) -> Claim:
-    return Claim("one", "{value:+.0%} [{low:+.0%}, {high:+.0%}]", estimator, arguments, holds)
+    return Claim("one", "{value:+.0f} [{low:+.0f}, {high:+.0f}]", estimator, arguments, holds)
 
 
-def test_improvement_is_that_of_the_analysis():
-    records = with_seeds({"dense": 3, "half": 2})
-    row = analysis.improvement_over_dense(records).iloc[0]
-    one = claim("improvement", arm="half", over="dense", budget=0.5, of="accuracy_gain")
-    found = evaluate(one, records)
-    assert found.value == pytest.approx(row["accuracy_gain"])
-    assert (found.low, found.high) == pytest.approx((row["accuracy_gain_low"], row["accuracy_gain_high"]))
-    assert one.is_true_of(found) and not claim("improvement", holds="high < 0").is_true_of(found)
-    assert one.sentence(Estimate(0.5, 0.25, 0.75)) == "+50% [+25%, +75%]"
+def test_a_lead_is_the_mean_of_the_paired_differences_with_its_t_interval():
+    one = claim("lead", ours=["half"], theirs=["dense"], budget=64)
+    found = evaluate(one, POCKET)
+    points = [10, 20, 10]
+    t = stats.t.interval(0.95, 2, np.mean(points), stats.sem(points))
+    assert found[:3] == pytest.approx((np.mean(points), *t))
+    assert (found.reached, found.over) == pytest.approx((50, 100 * 1.1 / 3))
+    assert found.relative == pytest.approx(100 * (1.5 / 1.1 - 1))
+    assert not one.is_true_of(found) and claim("lead", holds="value > 13").is_true_of(found)
+    assert one.sentence(Estimate(5, 2.5, 7.5)) == "+5 [+2, +8]"
 
 
-def test_how_long_an_arm_is_ahead():
-    """Surely at 0.5, by chance at 1, surely behind at 2; being ahead again at 4 does not count."""
-    errors = {("dense", budget): [0.5, 0.5, 0.5, 0.5] for budget in (0.5, 1.0, 2.0, 4.0, 8.0)} | {
-        ("half", 0.5): [0.4, 0.3, 0.4, 0.3],
-        ("half", 1.0): [0.1, 0.5, 0.6, 0.5],
-        ("half", 2.0): [0.6, 0.6, 0.7, 0.6],
-        ("half", 4.0): [0.1, 0.1, 0.1, 0.1],
-    }
-    found = evaluate(claim("ahead_until", arm="half", over="dense"), records_of(errors))
-    assert found == Estimate(value=1.0, low=0.5, high=1.0)
-    never = evaluate(claim("ahead_until", arm="dense", over="half"), records_of(errors))
-    assert never == Estimate(0.0, 0.0, 0.0)
-    always = {key: of_tasks for key, of_tasks in errors.items() if key[1] == 0.5}
-    found = evaluate(claim("ahead_until", arm="half", over="dense"), records_of(always))
-    assert found == Estimate(0.5, 0.5, 0.5)
-    with pytest.raises(NotMeasured):
-        evaluate(claim("ahead_until", arm="other", over="dense"), records_of(errors))
+def test_families_are_named_like_arms():
+    one = claim("lead", ours=["pruned, fine-tuned"], theirs=["dense, fine-tuned"], budget=256)
+    assert evaluate(one, POCKET).value == pytest.approx(-20 / 3)
 
 
-def test_an_arm_can_be_compared_with_another_at_another_budget():
-    one = claim("improvement", arm="half", over="dense", budget=0.5, over_budget=1.0, of="points_gained")
-    found = evaluate(one, records_of(ERRORS))
-    assert found.value == pytest.approx(-5) and (found.low, found.high) == pytest.approx((-20, 10))
+def test_accuracy_and_share_of_macs():
+    found = evaluate(claim("accuracy", arm="half", budget=64), POCKET)
+    assert found.value == pytest.approx(50)
+    assert evaluate(claim("share_of_macs", arm="half", over="dense"), POCKET).value == pytest.approx(0.6)
 
 
-@pytest.mark.parametrize("arguments", [{"arm": "other", "budget": 0.5}, {"arm": "half", "budget": 9}])
+@pytest.mark.parametrize("arguments", [{"ours": ["other"], "budget": 64}, {"ours": ["half"], "budget": 9}])
 def test_what_the_records_do_not_have_is_not_measured(arguments):
-    one = claim("improvement", over="dense", of="points_gained", **arguments)
-    with pytest.raises(NotMeasured):
-        evaluate(one, records_of(ERRORS))
-    with pytest.raises(NotMeasured):
-        evaluate(one, None)
+    one = claim("lead", theirs=["dense"], **arguments)
+    for records in (POCKET, {}, {"Nevis'22": POCKET["pocket"]}):
+        with pytest.raises(NotMeasured):
+            evaluate(one, records)
 
 
 def test_what_is_claimed_of_the_code_is_measured_without_records():
-    half = {"backbone": "resnet18half_64", "ratio": 0.5, "image_size": 64}
-    share = evaluate(claim("share_of_macs", granularity="filter", **half), None)
-    thin = evaluate(claim("share_of_macs", granularity="channel", **half), None)
-    assert thin.value < share.value
-    assert 0.3 < share.value < 0.7 and share.low == share.high == share.value
-    exact = evaluate(claim("masked_difference", backbone="resnet18half_64", ratio=0.5, image_size=64), None)
+    exact = evaluate(claim("masked_difference", backbone="resnet18half_64", ratio=0.5, image_size=64), {})
     assert exact.value < 1e-12
-    assert evaluate(claim("ledger_difference", backbone="resnet18half_64", images=37), None).value == 0
+    assert evaluate(claim("ledger_difference", backbone="resnet18half_64", images=37), {}).value == 0
 
 
 def test_a_masked_network_is_not_the_dense_one(monkeypatch):
     """Were nothing masked, the difference would show."""
     monkeypatch.setattr(claims, "mask_channels", lambda *_: None)
-    found = evaluate(claim("masked_difference", backbone="resnet18half_64", ratio=0.5, image_size=64), None)
+    found = evaluate(claim("masked_difference", backbone="resnet18half_64", ratio=0.5, image_size=64), {})
     assert found.value > 1e-3
 
 
@@ -91,16 +75,20 @@ def test_claims_are_told_apart_and_name_estimators_and_arms_that_exist():
     found = load_claims()
     assert len({one.id for one in found}) == len(found) > 10
     for one in found:
-        for key in ("arm", "over"):
-            assert one.arguments.get(key, "dense") in arms_of("paper")
-        assert one.estimator in ESTIMATORS and one.sentence(Estimate(0.1, 0.0, 0.2))
+        known = {*arms_of(paper.STREAMS[one.stream]), *FAMILIES}
+        for key in ("arm", "over", "ours", "theirs"):
+            named = one.arguments.get(key, [])
+            assert known.issuperset([named] if isinstance(named, str) else named)
+        lead = Lead(0.1, 0.0, 0.2, 50, 40, 25, 20, 30)
+        assert one.estimator in ESTIMATORS
+        assert one.sentence(lead if one.estimator == "lead" else Estimate(0.1, 0.0, 0.2))
 
 
 def test_an_unknown_estimator_is_refused(tmp_path, monkeypatch):
     file = tmp_path / "claims.yaml"
     file.write_text("- {id: a, says: x, estimator: guess, arguments: {}, holds: value > 0}")
     monkeypatch.setattr(claims, "CLAIMS", file)
-    with pytest.raises(UserError, match=r"estimator of claim a in claims\.yaml 'guess': expected one of improvement, "):
+    with pytest.raises(UserError, match=r"estimator of claim a in claims\.yaml 'guess': expected one of lead, "):
         load_claims()
 
 
@@ -112,7 +100,7 @@ def committed(tmp_path, monkeypatch) -> Path:
     """A copy of the committed records and of what was generated from them."""
     shutil.copytree(PAPER_RECORDS, tmp_path / "records")
     shutil.copytree(paper.GENERATED, tmp_path / "generated")
-    monkeypatch.setattr("lib.evidence.records.records_file", lambda _, arm: tmp_path / "records" / f"{arm}.parquet")
+    monkeypatch.setattr("lib.runs.profiles.PAPER_RECORDS", tmp_path / "records")
     monkeypatch.setattr(paper, "PAPER_RECORDS", tmp_path / "records")
     for module in (paper, verify):
         monkeypatch.setattr(module, "GENERATED", tmp_path / "generated")
@@ -130,37 +118,45 @@ def test_the_paper_uses_what_is_generated_and_every_claim_once_at_least():
         defined = set(re.findall(rf"csname {kind}@([^\\]+)\\endcsname\{{", (paper.GENERATED / file).read_text()))
         assert used <= defined
         assert used == defined or kind == "val"
-    drawn = set(re.findall(r"\\(?:drawnby|wide)\{(\w+)\}", text))
+    drawn = set(re.findall(r"\\(?:narrow|wide)\{(\w+)\}", text))
     assert drawn and all((paper.FIGURES / "paper" / f"{name}.pdf").exists() for name in drawn)
 
 
-def test_a_number_changed_in_a_record_is_caught(committed):
-    file = committed / "records" / "previous.parquet"
+@pytest.mark.parametrize("name", ["probe_50", "nevis/probe_50", "tuning/efficientnet_lite0-independent"])
+def test_a_number_changed_in_a_record_is_caught(committed, name):
+    file = committed / "records" / f"{name}.parquet"
     records = pd.read_parquet(file)
-    records.loc[3, "error_test"] = np.nextafter(records.loc[3, "error_test"], 1)
+    column = "error_dev" if "tuning" in name else "error_test"
+    records.loc[3, column] = np.nextafter(records.loc[3, column], 1)
     records.to_parquet(file, index=False)
     assert verify.altered() == ["sources.sha256"]
 
 
-@pytest.mark.parametrize("table", ["TIMES", "DISTANCES"])
-def test_a_number_changed_in_a_figure_s_source_data_is_caught(committed, monkeypatch, table):
+def test_a_number_changed_in_a_figure_s_source_data_is_caught(committed, monkeypatch):
     """Also one that no sentence shows: its last line, of a network that the paper's times are not of."""
-    changed = committed / getattr(paper, table).name
-    text = getattr(paper, table).read_text()
+    changed = committed / paper.TIMES.name
+    text = paper.TIMES.read_text()
     changed.write_text(text[:-2] + ("1" if text[-2] != "1" else "2") + "\n")
-    monkeypatch.setattr(paper, table, changed)
+    monkeypatch.setattr(paper, "TIMES", changed)
     assert verify.altered() == ["sources.sha256"]
+
+
+def test_a_number_changed_in_the_readme_is_caught(committed, monkeypatch):
+    changed = committed / "README.md"
+    changed.write_text(re.sub(r"(?<=reaches )\d", "9", paper.README.read_text(), count=1))
+    monkeypatch.setattr(verify, "README", changed)
+    assert verify.altered() == ["README.md"]
 
 
 def test_a_number_changed_in_what_is_generated_is_caught(committed):
     file = committed / "generated" / "claims.json"
     published = json.loads(file.read_text())
-    published["macs-filter"]["value"] += 1e-5
+    published["repair"]["value"] += 1e-5
     file.write_text(json.dumps(published, indent=1) + "\n")
     assert verify.altered() == ["claims.json"]
-    table = committed / "generated" / "improvement.tex"
+    table = committed / "generated" / "leads.tex"
     table.write_text(table.read_text().replace("1", "2", 1))
-    with pytest.raises(UserError, match=r"claims\.json, improvement\.tex in generated/ are not what"):
+    with pytest.raises(UserError, match=r"claims\.json, leads\.tex in generated/ are not what"):
         verify.main("smoke")
 
 
@@ -183,8 +179,7 @@ def test_a_claim_that_does_not_hold_ends_verify_with_1(committed, monkeypatch, c
 
 
 def test_a_claim_that_the_records_do_not_bear_out_is_not_published(committed, monkeypatch):
-    arguments = {"backbone": "resnet26_64", "ratio": 0.5, "granularity": "filter", "image_size": 64}
-    wrong = claim("share_of_macs", holds="value > 1", **arguments)
+    wrong = claim("share_of_macs", holds="value > 1", arm="probe_50", over="probe")
     monkeypatch.setattr(paper, "load_claims", lambda: [wrong])
     before = (paper.GENERATED / "claims.json").read_text()
     with pytest.raises(UserError, match="The records do not bear out one: expected"):
@@ -204,18 +199,21 @@ def test_records_measured_anew_are_what_the_claims_are_tested_on(committed, caps
         verify.main("smoke")
 
 
+def listed_as(monkeypatch, arm: str, **changed) -> None:
+    """Let the paper's profile list one arm, with fields other than it has."""
+    fields = arms_of("paper")[arm] | changed
+    monkeypatch.setattr(verify, "arms_of", lambda profile: {arm: fields} if profile == "paper" else {})
+
+
 def test_records_of_other_budgets_than_listed_are_caught(committed, monkeypatch):
-    monkeypatch.setattr(
-        verify, "arms_of", lambda profile: arms_of(profile) | {"dense": arms_of(profile)["dense"] | {"budgets": [1.0]}}
-    )
-    assert verify.unlike_their_arms() == ["dense"]
-    with pytest.raises(UserError, match=r"The records of dense were not measured with what profiles\.toml"):
+    listed_as(monkeypatch, "probe", budgets=[2])
+    assert verify.unlike_their_arms() == ["probe"]
+    with pytest.raises(UserError, match=r"The records of probe were not measured with what profiles\.toml"):
         verify.main("smoke")
 
 
-@pytest.mark.parametrize("field", [{"calibration_images": 32}, {"scope": "global"}, {"reference": "resnet50@64"}])
+@pytest.mark.parametrize("field", [{"calibration_images": 32}, {"scope": "uniform"}, {"reference": "resnet50@64"}])
 def test_records_of_other_fields_than_a_run_would_have_are_caught(monkeypatch, field):
     """Also one that the profile does not list and RunSpec fills in."""
-    listed = arms_of("paper")
-    monkeypatch.setattr(verify, "arms_of", lambda _: {"dense": listed["dense"] | field, "small": listed["small"]})
-    assert verify.unlike_their_arms() == ["dense"]
+    listed_as(monkeypatch, "probe", **field)
+    assert verify.unlike_their_arms() == ["probe"]

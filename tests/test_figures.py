@@ -1,5 +1,7 @@
 """Figures: the same whatever the caller has set, whole with little data, and described in words."""
 
+from itertools import pairwise
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,22 +9,29 @@ import pandas as pd
 import pytest
 import seaborn as sns
 from bs4 import BeautifulSoup
+from helpers import ERRORS, records_of
 from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
-from test_analysis import ERRORS, LEARNT, elsewhere, records_of
-from test_scaling import CROSSING
-from test_scaling import records_of as power_laws
+from test_scaling import shifting
 
-import pictures
 from lib.common.paths import ROOT
-from lib.evidence import adviser, figures, scaling, style
-from lib.evidence.analysis import along_the_stream, improvement_over_dense, learners_compared, mean_errors
-from lib.evidence.records import MissingArms, at_shared_budgets, described, learner_names
+from lib.evidence import figures, scaling, style
+from lib.evidence.analysis import alternatives, leads, learners_compared
+
+PROBED = {("dense probe", 64): [0.4, 0.4, 0.4], ("half probe", 64): [0.3, 0.3, 0.3]}
+CONTROL = {("pixels", 64): [0.6, 0.6, 0.6]}
 
 
-def error_figure() -> Figure:
-    records = records_of(ERRORS)
-    return figures.errors(records, mean_errors(records), scaling.front(records))
+def some_records() -> pd.DataFrame:
+    """Dense and pruned networks, fine-tuned, probed, and half trained; another criterion; a control."""
+    tables = records_of(ERRORS), records_of(PROBED, learner="probe"), records_of(CONTROL, learner="pixels")
+    others = {"norms": {"learner": "norms"}, "l1": {"criterion": "l1"}}
+    changed = [records_of({(f"half {name}", 64): [0.5, 0.5, 0.4]}, **fields) for name, fields in others.items()]
+    return pd.concat([*tables, *changed], ignore_index=True)
+
+
+def front_figure() -> Figure:
+    return figures.fronts({"the pocket stream": some_records()}, "A message")
 
 
 SETTINGS = {
@@ -41,7 +50,7 @@ SETTINGS = {
 def expected() -> bytes:
     with mpl.rc_context():
         mpl.rcdefaults()
-        return style.picture(error_figure()).data
+        return style.picture(front_figure()).data
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -50,27 +59,27 @@ def test_a_figure_is_the_same_whatever_is_set_and_leaves_it_so(name, expected):
         mpl.rcdefaults()
         SETTINGS[name]()
         before = dict(mpl.rcParams)
-        assert style.picture(error_figure()).data == expected
+        assert style.picture(front_figure()).data == expected
         assert dict(mpl.rcParams) == before
     assert not plt.get_fignums()
 
 
 def test_a_figure_that_fails_leaves_the_settings_as_they_were():
     before = dict(mpl.rcParams)
-    with pytest.raises(ValueError, match="Could not interpret value `budget`"):
-        figures.errors(records_of(ERRORS), pd.DataFrame({"arm": ["dense"]}))
+    with pytest.raises(KeyError):
+        figures.fronts({"empty": pd.DataFrame({"arm": ["dense"]})}, "A message")
     assert dict(mpl.rcParams) == before
 
 
 def test_a_saved_figure_has_its_data_and_provenance_and_is_shown_with_words(tmp_path, monkeypatch):
     monkeypatch.setattr(style, "FIGURES", tmp_path)
-    figure, data = error_figure(), pd.DataFrame({"error": [0.125]})
+    figure, data = front_figure(), pd.DataFrame({"error": [0.125]})
     shown = style.save_figure(figure, "02", data, "mine")
     assert sorted(file.name for file in (tmp_path / "mine").iterdir()) == ["02.csv", "02.json", "02.pdf", "02.png"]
     assert (tmp_path / "mine" / "02.csv").read_text() == "error\n0.125\n"
-    assert shown.alt == figure.get_label() and shown.alt.startswith("Mean test error against the budget")
+    assert shown.alt == figure.get_label() and shown.alt.startswith("Accuracy against compute")
     first = (tmp_path / "mine" / "02.pdf").read_bytes()
-    style.save_figure(error_figure(), "02", data, "mine")
+    style.save_figure(front_figure(), "02", data, "mine")
     assert (tmp_path / "mine" / "02.pdf").read_bytes() == first
     style.save_figure(figure, "03", data, "")
     assert not (tmp_path / "mine" / "03.csv").exists()
@@ -87,111 +96,57 @@ def test_every_picture_of_a_notebook_has_words(file):
 
 
 def all_figures(records: pd.DataFrame) -> dict[str, Figure]:
-    """Every figure of records, by its name."""
-    means, gains = mean_errors(records), improvement_over_dense(records)
-    found = {
-        "errors": figures.errors(records, means, scaling.front(records)),
-        "by task": figures.error_by_task(records),
-        "gains": figures.improvement(records, gains),
-        "points": figures.improvement(records, gains, figures.POINTS),
-        "learners": figures.learners(learners_compared(records)),
-        "stream": figures.along_the_stream(
-            along_the_stream(records[records["seed"] == 0]).assign(learner=learner_names(records))
-        ),
-        "ratio": figures.best_ratio(scaling.by_granularity(records, scaling.error_by_ratio)),
-        "floors": figures.asymptotes(means, scaling.by_granularity(records, scaling.asymptotes)),
-    }
-    regrets = (
-        adviser.regrets(at_shared_budgets(records)).assign(choice="all") if records["event"].nunique() > 1 else None
+    """Every figure of such records, by its name."""
+    table = scaling.sizes(records).assign(
+        family=lambda rows: rows["arm"].map(dict(zip(records["arm"], records["family"], strict=True)))
     )
-    if regrets is not None:
-        found["regret"] = figures.regret(regrets, records, ["ratio 0.5"])
-    return found
+    lead = leads(records, ["half"], ["dense"])
+    tuned = pd.DataFrame(
+        {"ratio": 0.5, "budget": 64, "body_rate": [1e-3, 1e-2] * 2, "head_rate": [1e-2] * 2 + [1e-1] * 2}
+    )
+    return {
+        "fronts": figures.fronts({"one": records, "two": records}, "A message"),
+        "map": figures.task_map({"over dense": lead, "over all": lead}, "A message"),
+        "passes": figures.image_passes(table, "A message"),
+        "learners": figures.learners(learners_compared(records), "A message"),
+        "dots": figures.dots(alternatives(records), "A message", "points"),
+        "distance": figures.by_distance(
+            lead.assign(panel="one", distance=[0.1, 0.2, 0.3] * (len(lead) // 3)), "A message"
+        ),
+        "rates": figures.rates(
+            tuned.assign(error_dev=[0.1, 0.2, 0.3, 0.4]),
+            pd.DataFrame({"ratio": [0.5], "budget": [64], "body": [1e-3], "head": [1e-2]}),
+            "A message",
+        ),
+        "run": figures.one_run(records[records["arm"] == "dense"]),
+    }
 
 
-def small(records: pd.DataFrame) -> pd.DataFrame:
-    return records.assign(total_macs=1000)
-
-
-SIZES = {
-    "as it is": lambda r: r,
-    "one task": lambda r: r[r["event"] == 0],
-    "one seed": lambda r: r[r["seed"] == 0],
-    "one budget": lambda r: r[r["budget"] == 1.0],
-    "one of all": lambda r: r[(r["event"] == 0) & (r["seed"] == 0) & (r["budget"] == 1.0)],
-    "two tasks of one name": lambda r: r.assign(task="flowers"),
-    "seeds that differ": lambda r: r[(r["seed"] == 0) | (r["ratio"] == 0)],
-}
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_every_figure_is_drawn_of_few_records(name):
-    for figure in all_figures(SIZES[name](small(power_laws(CROSSING)))).values():
-        assert figure.get_label() and style.picture(figure).data.startswith(b"\x89PNG")
-        assert all(axes.lines for axes in figure.axes if axes.get_visible())
-
-
-TOLD_APART = ["flowers, event 0", "task1", "flowers, event 2", "task3"]
-
-
-def test_tasks_of_one_name_have_panels_of_their_own():
-    records = power_laws(CROSSING)
-    records["task"] = records["task"].replace({"task0": "flowers", "task2": "flowers"})
-    legend = figures.one_run(records[(records["ratio"] == 0) & (records["seed"] == 0)]).legends[0]
-    assert [text.get_text() for text in legend.get_texts()] == TOLD_APART
-    titles = [axes.get_title() for axes in figures.error_by_task(records).axes]
-    assert titles == TOLD_APART
+def test_every_figure_has_its_message_words_and_8_point_type():
+    sized = {
+        "iso": figures.iso_flop({"probe": (scaling.sizes(shifting()), scaling.best_sizes(shifting()))}, "A message")
+    }
+    for name, figure in {**all_figures(some_records()), **sized}.items():
+        assert style.picture(figure).data.startswith(b"\x89PNG") and figure.get_label()
+        assert name == "run" or figure.get_suptitle() == "A message"
+        texts = [text for text in figure.findobj(mpl.text.Text) if text.get_visible() and text.get_text()]
+        assert min(text.get_fontsize() for text in texts) >= style.TYPE
+        named = {text.get_text() for axes in figure.axes for text in axes.texts}
+        assert not any("_" in word for word in named)  # no names of the code
 
 
 def test_what_is_drawn_is_what_the_table_says():
-    records = records_of(ERRORS)
-    figure = figures.errors(records, mean_errors(records))
-    drawn = {tuple(line.get_ydata()) for line in figure.axes[0].lines}
-    assert drawn == {(0.7, 0.5), (0.55, 0.55)}
-    (bars, *_) = figure.axes[0].collections
-    assert bars.get_segments()[0][:, 1].tolist() == pytest.approx([0.6, 0.8])
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dense", "50 %, l1"]
+    axes, *_ = front_figure().axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert drawn["dense, fine-tuned"] == pytest.approx([110 / 3, 160 / 3])
+    assert drawn["pruned, probe"] == pytest.approx([70]) and drawn["raw pixels"] == pytest.approx([40])
+    (cells, *_) = figures.task_map({"one": leads(records_of(ERRORS), ["half"], ["dense"])}, "A message").axes[0].images
+    np.testing.assert_allclose(cells.get_array(), [[10, -10], [20, 0], [10, -10]], atol=1e-9)
 
 
-def test_arms_of_two_units_have_columns_in_their_order_and_each_name_once():
-    first = records_of(ERRORS)
-    records = pd.concat([first, elsewhere(first, arm="other " + first["arm"])])
-    figure = figures.errors(records, mean_errors(records))
-    assert [axes.get_title() for axes in figure.axes] == ["net at 64 px\nfilter", "other at 64 px\nfilter"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["dense", "50 %, l1"]
-
-
-def test_what_a_profile_has_no_arms_for_is_said():
-    dense = records_of({key: errors for key, errors in ERRORS.items() if key[0] == "dense"})
-    with pytest.raises(MissingArms, match="expected some to draw"):
-        figures.improvement(dense, improvement_over_dense(dense))
-    with pytest.raises(MissingArms, match="expected ratios of one network"):
-        scaling.by_granularity(records_of(ERRORS), scaling.best_ratio)
-
-
-def test_networks_are_drawn_with_few_rows():
-    sites = {"before": [8, 16], "after": [4, 8], "macs_before": [10, 20], "macs_after": [3, 6]}
-    table = pd.DataFrame(sites).assign(ratio=0.5)
-    fidelity = pd.DataFrame(
-        {"backbone": "net", "varied": ["criterion", "repair"], "name": ["l1", "none"], "ratio": 0.5, "fidelity": -0.01}
-    )
-    time = pd.DataFrame(
-        {"backbone": "net", "work": "forward", "granularity": ["filter", "channel"], "share_of_macs": 0.5}
-    ).assign(share_of_time=0.6)
-    distance = pd.DataFrame({"unit": "net@64", "ratio": [0.5, 0.25], "budget": 1.0, "distance": 0.5, "points": 3})
-    tasks = np.zeros((2, 4, 4, 3), np.uint8)
-    for figure in (
-        pictures.filters_and_macs(table),
-        pictures.fidelity_against_ratio(fidelity),
-        pictures.time_against_macs(time),
-        pictures.granularity_by_distance(distance),
-        pictures.contact_sheet(["a", "a"], [tasks, tasks]),
-    ):
-        assert figure.get_label() and style.picture(figure).data.startswith(b"\x89PNG")
-    assert [text.get_text() for text in pictures.fidelity_against_ratio(fidelity).axes[0].texts] == ["0.0"]
-
-
-def test_learners_that_were_searched_are_told_apart():
-    figure = figures.learners(learners_compared(described(LEARNT)))
-    names = {text.get_text() for text in figure.legends[0].get_texts()}
-    assert names == {"independent", "previous", "independent, searched"}
+def test_names_at_the_ends_of_lines_do_not_touch():
+    heights = {"a": 10.0, "b": 11.0, "c": 12.0, "d": 100.0}
+    placed = style.spread(heights, 9.5)
+    ordered = [placed[name] for name in "abcd"]
+    assert all(high - low >= 9.5 - 1e-9 for low, high in pairwise(ordered))
+    assert placed["d"] == 100 and np.mean(ordered[:3]) == pytest.approx(11)

@@ -190,7 +190,9 @@ def test_edited_training_is_retrained_and_a_kill_changes_nothing(project):
     )
 
 
-@pytest.mark.parametrize(("fields", "said"), [("ratio = 1.5", r"ratio=1\.5"), ("ratio = 0.0, device = 'cuda'", "=cuda")])
+@pytest.mark.parametrize(
+    ("fields", "said"), [("ratio = 1.5", r"ratio=1\.5"), ("ratio = 0.0, device = 'cuda'", "=cuda")]
+)
 def test_failing_arm_fails_make_with_one_sentence(project, fields, said):
     if "cuda" in fields and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 
 from lib.common.errors import UserError
-from lib.evidence.analysis import Estimate, errors_by_seed, estimate, mean, seeds_in_common
-from lib.evidence.records import COMPARED, LEARNING, PRUNING, at_shared_budgets, described, load_records
+from lib.evidence.analysis import Estimate, by_task, estimate
+from lib.evidence.records import COMPARED, LEARNING, NETWORK, PRUNING, at_shared_budgets, described, load_records
 
-CHOSEN = ["backbone", "image_size", "reference", *PRUNING, *LEARNING]
+CHOSEN = [*NETWORK, "reference", *PRUNING, *LEARNING]
 
 
 class Recommendation(NamedTuple):
-    """An arm, the fields of its RunSpec that matter, and the error to expect, with its 95 % interval.
+    """An arm, the fields of its RunSpec that matter, and the error to expect (0 to 1), with its 95 % interval.
 
     `RunSpec(**spec, budgets=[budget])` spends the compute that was asked for: in the unit of the records.
     """
@@ -27,33 +27,30 @@ class Recommendation(NamedTuple):
 
 
 def recommend(budget: float, task: str, records: pd.DataFrame | None = None) -> Recommendation:
-    """The arm with the lowest mean error at about `budget` (dense epochs) over all tasks but `task`.
+    """The arm with the lowest mean error at about `budget` (dense images) over all tasks but `task`.
 
     Neighbouring budgets have a say, by a normal weight one doubling wide: a few tasks alone would make the
     choice jump from budget to budget by chance. The error to expect is that at `budget`, between two measured
     ones linear in the logarithm. `task` is a task of the records, or any other name for one that they do not
-    have. `records` are those of one unit; those of the paper's main network if None. Arms that were not run
-    up to `budget` are left out. Raises UserError for a budget outside of what was measured.
+    have. `records` are the paper's if None. Arms that were not run up to `budget` are left out. Raises UserError for
+    a budget outside of what was measured.
     """
-    if records is None:
-        records = load_records("paper", *COMPARED)
-        records = records[records["unit"] == records["unit"].iloc[0]]
-    records = described(records)
+    records = load_records("paper", *COMPARED) if records is None else described(records)
     others = records[records["task"] != task]
     if others.empty:
         raise UserError(f"The records are of {task} alone: expected another task to learn from.")
     least, most = (others.groupby("arm")["budget"].transform(end) for end in ("min", "max"))
     able = others[(least <= budget) & (budget <= most)]
     if able.empty:
-        raise UserError(f"budget={budget:g} was not measured: expected {least.min():g} to {most.max():g} dense epochs.")
-    table, best = errors_by_seed(able), _best_about(budget, able)
+        raise UserError(f"budget={budget:g} was not measured: expected {least.min():g} to {most.max():g} dense images.")
+    table, best = by_task(able), _best_about(budget, able)
     fields = able.loc[able["arm"] == best, CHOSEN].iloc[[0]].to_dict("records")[0]
     spec = {name: None if pd.isna(value) else value for name, value in fields.items()}
     measured = table.loc[best].index
     below, above = measured[measured <= budget].max(), measured[measured >= budget].min()
-    lower, upper = seeds_in_common(table, (best, below), (best, above))
+    lower, upper = (1 - table.loc[(best, end)].to_numpy() / 100 for end in (below, above))
     share = np.log(budget / below) / np.log(above / below) if below < above else 0.0
-    return Recommendation(best, spec, estimate(mean, lower + share * (upper - lower)))
+    return Recommendation(best, spec, estimate(np.mean, lower + share * (upper - lower)))
 
 
 def _best_about(budget: float, records: pd.DataFrame) -> str:
@@ -73,13 +70,27 @@ def regrets(records: pd.DataFrame) -> pd.DataFrame:
     """What each policy loses to the best arm in hindsight, one row per policy, task and shared budget.
 
     Policies: the adviser; and always the same arm, one policy per arm. Columns: policy, event, task, budget,
-    arm, regret (error minus the lowest of all arms, each the mean over its seeds).
+    arm, regret (points below the highest accuracy of all arms, each the mean over its seeds).
     """
     records = at_shared_budgets(records)
-    errors = records.pivot_table("error_test", ["budget", "event", "task"], "arm", sort=False)
+    errors = 100 * records.pivot_table("error_test", ["budget", "event", "task"], "arm", sort=False)
     rows = []
     for (budget, event, task), of_arms in errors.iterrows():
         advised = _best_about(budget, records[records["event"] != event])
         for policy, arm in {"adviser": advised, **{f"always {arm}": arm for arm in errors.columns}}.items():
             rows.append((policy, event, task, budget, arm, of_arms[arm] - of_arms.min()))
     return pd.DataFrame(rows, columns=["policy", "event", "task", "budget", "arm", "regret"])
+
+
+def mean_regrets(table: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
+    """Mean regret of each policy over budgets and tasks, the lowest first, with its 95 % interval over tasks.
+
+    `labels` are what arms are called. Columns: panel (""), label, budget (0), points, low, high: as `figures.dots` takes.
+    """
+    of_task = table.groupby(["policy", "event"], sort=False)["regret"].mean().unstack("event")
+    found = pd.DataFrame(
+        [estimate(np.mean, row) for row in of_task.to_numpy()], of_task.index, ["points", "low", "high"]
+    )
+    names = found.index.str.removeprefix("always ")
+    found["label"] = [labels.get(name, "the adviser") for name in names]
+    return found.sort_values("points", kind="stable").reset_index(drop=True).assign(panel="", budget=0)

@@ -1,196 +1,237 @@
-"""Errors at matched compute, and what is gained over dense, with intervals over tasks and seeds.
+"""Accuracy at equal compute, and what one network, or the best of several, leads another by.
 
-Reads records only and imports nothing that trains. Accuracy here is 1 - error: for a multi-label task
-that is the mean average precision.
+Everything is in points of accuracy (percent of the test images; for a multi-label task mean average precision), paired
+over the same tasks and seeds, with 95 % intervals over tasks. Reads records only and imports nothing that trains.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from lib.common.errors import UserError
-from lib.evidence.records import LEARNING, NETWORK, PRUNING, learner_names, per, some
+from lib.evidence.records import (
+    CONTROLS,
+    DENSE,
+    FAMILIES,
+    NETWORK,
+    PRUNED,
+    PRUNING,
+    arms,
+    learner_said,
+    of_families,
+    said,
+    some,
+)
 
-RESAMPLES = 4000
+LEVEL = 0.95
+MARGIN = 1.0  # points of accuracy: two whose difference is sure to be within are called equal. Stated before
 
 
 class Estimate(NamedTuple):
-    """A value and its 95 % interval, which is the value itself where nothing was sampled."""
+    """A value and its interval over tasks: the value itself where nothing was sampled, NaN for a single task."""
 
     value: float
     low: float
     high: float
 
 
-def errors_by_seed(records: pd.DataFrame) -> pd.DataFrame:
-    """Test error of the arms of one unit, rows (arm, budget), columns (event, seed) in their order.
+def estimate(statistic: Callable[..., float], *values: np.ndarray, level: float = LEVEL) -> Estimate:
+    """A statistic of arrays (..., T) over the same T tasks, with the t interval of the jackknife over tasks.
 
-    All of them spend the same compute at the same budget, so a column compares at matched compute. A seed
-    that an arm was not run with at a budget is NaN. Raises UserError where a seed of an arm lacks a task that
-    another has.
+    Of a mean that is the usual t interval; a percentile bootstrap of ten tasks covers 87 % where this covers 92.
     """
-    if records["unit"].nunique() > 1:
-        units = " and ".join(records["unit"].unique())
-        raise UserError(f"The budgets of these records are in units of {units}: expected one. Compare those of each.")
-    alike = records.groupby("event")["task"], records.groupby(["event", "budget"])["limit_macs"]
+    value, tasks = float(statistic(*values)), values[0].shape[-1]
+    if tasks < 2:
+        return Estimate(value, np.nan, np.nan)
+    without = np.array([statistic(*(np.delete(array, task, -1) for array in values)) for task in range(tasks)])
+    spread = np.sqrt((tasks - 1) / tasks * ((without - without.mean()) ** 2).sum())
+    half = stats.t.ppf((1 + level) / 2, tasks - 1) * spread
+    return Estimate(value, value - half, value + half)
+
+
+def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """By how many percent a mean accuracy (T) is above another."""
+    return 100 * (ours.mean() / theirs.mean() - 1)
+
+
+def verdict(lead: Estimate, margin: float = MARGIN) -> Literal["ahead", "behind", "equal", "open"]:
+    """What an interval of points says: above or below 0, sure to be within the margin, or neither."""
+    if lead.low > 0 or lead.high < 0:
+        return "ahead" if lead.low > 0 else "behind"
+    return "equal" if -margin < lead.low and lead.high < margin else "open"
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """P-values (N) adjusted for being N, by Holm's step-down (NaN stays NaN, and counts)."""
+    order = np.argsort(p_values)
+    adjusted = np.empty(len(order))
+    stepped = np.asarray(p_values)[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1)
+    return adjusted
+
+
+def accuracies(records: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy in percent, rows (arm, budget), columns (event, seed) in their order.
+
+    All spend the same compute at the same budget, so a column compares at equal compute. A seed that an arm was not
+    run with at a budget is NaN. Raises UserError for records in several units, or where a seed of an arm lacks a task
+    that another has.
+    """
+    if records["reference"].nunique() > 1:
+        units = " and ".join(records["reference"].unique())
+        raise UserError(f"The budgets of these records are in images of {units}: expected one. Compare those of each.")
+    same = records.groupby("event")["task"], records.groupby(["event", "budget"])["limit_macs"]
     whole = len(records[["arm", "seed", "budget"]].drop_duplicates()) * records["event"].nunique()
     table = records.pivot_table("error_test", ["arm", "budget"], ["event", "seed"], sort=False).sort_index(axis=1)
-    if any(values.nunique().max() > 1 for values in alike) or table.count().sum() != whole:
+    if any(values.nunique().max() > 1 for values in same) or table.count().sum() != whole:
         expected = "the same tasks, and the same compute at the same budget, for all of them"
         raise UserError(f"The arms' records do not compare: expected {expected}. Run the profile's arms again.")
-    return table
+    return 100 * (1 - table)
 
 
-def seeds_in_common(table: pd.DataFrame, *points: tuple[str, float]) -> np.ndarray:
-    """The errors (N, T, S) at N of the arms and budgets of `errors_by_seed`, with the seeds that all were run with.
+def by_task(records: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy in percent, mean over an arm's own seeds: rows (arm, budget), columns event."""
+    return accuracies(records).T.groupby(level="event").mean().T
 
-    Raises UserError where they have none in common, or an arm was not run with that budget.
+
+def mean_accuracy(records: pd.DataFrame) -> pd.DataFrame:
+    """Of every arm at every budget, over tasks and its own seeds. Columns: arm, budget, accuracy, low, high."""
+    table = by_task(records)
+    found = [estimate(np.mean, row) for row in table.to_numpy()]
+    return pd.DataFrame(found, table.index, ["accuracy", "low", "high"]).reset_index()
+
+
+# --- the best of several, and leads -----------------------------------------------------------------------
+
+
+def chosen(means: pd.DataFrame, hindsight: bool = False) -> pd.Series:
+    """The arm to choose for each task, of accuracies with a row per arm and a column per event.
+
+    It is the best on all *other* tasks, so that no task has a say in its own choice; in hindsight, on all.
     """
-    chosen = table.reindex(list(points)).dropna(axis=1)
-    if chosen.empty:
-        named, budgets = (" and ".join(map(str, dict.fromkeys(part))) for part in zip(*points, strict=True))
-        common = f"no seed in common at budgets of {budgets}: expected one, and each budget, of every arm"
-        raise UserError(f"{named} have {common}. Run the profile's arms again.")
-    return chosen.to_numpy().reshape(len(points), chosen.columns.get_level_values("event").nunique(), -1)
+    if hindsight or means.shape[1] < 2:
+        return pd.Series(means.mean(axis=1).idxmax(), means.columns)
+    return pd.Series({event: means.drop(columns=event).mean(axis=1).idxmax() for event in means.columns})
 
 
-def draws(*errors: np.ndarray) -> list[np.ndarray]:
-    """Tasks drawn with replacement, and seeds within each: errors (T, S) -> means over seeds (R, T).
+def leads(records: pd.DataFrame, ours: Iterable[str], theirs: Iterable[str], hindsight: bool = False) -> pd.DataFrame:
+    """What the best of the arms `ours` leads the best of `theirs` by, a row per budget and task.
 
-    The same draw is used for all of `errors`.
+    Each is `chosen` among those that were run at that budget, and the two are compared over the seeds that both have.
+    Columns: budget, event, task, domain, arm, other, accuracy, over (of the other), points. Raises MissingArms where
+    there is no budget at which either was run, UserError where two have no seed in common.
     """
-    generator = np.random.default_rng(0)
-    tasks, seeds = errors[0].shape
-    drawn = generator.integers(tasks, size=(RESAMPLES, tasks, 1))
-    within = generator.integers(seeds, size=(RESAMPLES, tasks, seeds))
-    return [error[drawn, within].mean(-1) for error in errors]
+    table, rows = accuracies(records), []
+    tasks = records.drop_duplicates("event").set_index("event")[["task", "domain"]].sort_index()
+    sides = [[arm for arm in side if arm in table.index] for side in (ours, theirs)]
+    for budget in np.sort(records["budget"].unique()):
+        at_budget = table.xs(budget, level="budget")
+        both = [at_budget[at_budget.index.isin(side)] for side in sides]
+        if any(side.empty for side in both):
+            continue
+        picked = [chosen(side.T.groupby(level="event").mean().T, hindsight) for side in both]
+        for event, about in tasks.iterrows():
+            pair = at_budget.loc[[names[event] for names in picked], event].dropna(axis=1)
+            if pair.empty:
+                raise UserError(
+                    f"{' and '.join(pair.index)} have no seed in common at a budget of {budget}: expected one. "
+                    "Run the profile's arms again."
+                )
+            rows.append((budget, event, *about, *pair.index, *pair.mean(axis=1)))
+    columns = ["budget", "event", "task", "domain", "arm", "other", "accuracy", "over"]
+    found = some(pd.DataFrame(rows, columns=columns), "two kinds of network at one budget")
+    return found.assign(points=found["accuracy"] - found["over"])
 
 
-def interval(values: np.ndarray, **how: Any) -> tuple[float, float]:
-    """Between what 95 % of the values (R,) lie that are numbers; NaN where fewer than half of them are."""
-    found = values[~np.isnan(values)]
-    low, high = np.percentile(found, [2.5, 97.5], **how) if 2 * len(found) > len(values) else 2 * [np.nan]
-    return float(low), float(high)
+def summarised(found: pd.DataFrame, *by: str) -> pd.DataFrame:
+    """Mean of `leads` over tasks, a row for each value of `by` (budgets if none is named).
 
-
-def mean(errors: np.ndarray) -> np.ndarray:
-    """Mean over tasks: errors (..., T) -> (...)."""
-    return errors.mean(-1)
-
-
-def accuracy_gain(pruned: np.ndarray, dense: np.ndarray) -> np.ndarray:
-    """Relative gain of the mean accuracy over the dense network's: errors (..., T) -> (...)."""
-    return mean(1 - pruned) / mean(1 - dense) - 1
-
-
-def error_cut(pruned: np.ndarray, dense: np.ndarray) -> np.ndarray:
-    """Share of the dense network's mean error that is gone: errors (..., T) -> (...)."""
-    return 1 - mean(pruned) / mean(dense)
-
-
-def points_gained(pruned: np.ndarray, dense: np.ndarray) -> np.ndarray:
-    """Mean accuracy minus the dense network's, in percentage points: errors (..., T) -> (...)."""
-    return 100 * mean(dense - pruned)
-
-
-GAINS = {"accuracy_gain": accuracy_gain, "error_cut": error_cut, "points_gained": points_gained}
-
-
-def estimate(statistic: Callable[..., np.ndarray], *errors: np.ndarray) -> Estimate:
-    """A statistic of errors (T, S), with the 95 % percentile interval over `draws` of tasks and seeds.
-
-    `statistic` maps arrays (..., T), the errors' means over seeds, to (...).
+    Columns: those of `by`, tasks, accuracy, over, points, low, high (95 % t interval of the paired difference);
+    relative, relative_low, relative_high (percent gained); p (paired t test), p_holm (adjusted for the number of
+    rows), verdict.
     """
-    value = statistic(*(error.mean(1) for error in errors))
-    return Estimate(float(value), *interval(statistic(*draws(*errors))))
+    rows = {}
+    for key, part in found.groupby(list(by or ["budget"]), sort=False):
+        points, pair = part["points"].to_numpy(), part[["accuracy", "over"]].to_numpy().T
+        lead = estimate(np.mean, points)
+        p = stats.ttest_1samp(points, 0).pvalue if len(points) > 1 and np.ptp(points) else float(lead.value == 0)
+        rows[key] = len(part), *pair.mean(1), *lead, *estimate(relative, *pair), p, verdict(lead)
+    columns = "tasks accuracy over points low high relative relative_low relative_high p verdict"
+    table = pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=by or ["budget"]), columns.split())
+    return table.assign(p_holm=holm(table["p"].to_numpy())).reset_index()
 
 
-@per("unit")
-def mean_errors(of_unit: pd.DataFrame) -> pd.DataFrame:
-    """Mean test error over tasks and seeds of every arm at every budget, with its interval over both.
+def against(records: pd.DataFrame, baseline: str, others: Iterable[str]) -> pd.DataFrame:
+    """What each of the arms `others` leads the arm `baseline` by: `summarised`, after a column arm.
 
-    Columns: unit, arm, budget, error, low, high.
+    `p_holm` is adjusted for all rows of the table.
     """
-    table = errors_by_seed(of_unit)
-    found = [estimate(mean, *seeds_in_common(table, point)) for point in table.index]
-    return pd.DataFrame(found, table.index, ["error", "low", "high"]).reset_index()
+    found = [leads(records, [arm], [baseline]) for arm in others]
+    return summarised(some(pd.concat([pd.DataFrame(), *found]), f"others beside {baseline}"), "arm", "budget")
 
 
-def dense_arm(of_unit: pd.DataFrame, learner: str = "independent") -> str:
-    """The arm of a unit's dense network with that learner. Raises MissingArms where there is none."""
-    alike = of_unit["own"] & (of_unit["learner"] == learner) & (of_unit["ratio"] == 0)
-    expected = f"one of {of_unit['unit'].iloc[0]} with ratio 0 and learner {learner}"
-    return some(of_unit[alike], f"{expected} beside {', '.join(of_unit['arm'].unique())}")["arm"].iloc[0]
+def learners_compared(records: pd.DataFrame) -> pd.DataFrame:
+    """Ways to learn against fine-tuning all layers, on the dense network and on the pruned one learnt in most ways.
 
-
-def unlimited_table(records: pd.DataFrame) -> pd.DataFrame:
-    """Mean test error over tasks, with its interval, one row per network: each has a budget of its own."""
-    means = mean_errors(records.assign(unit=records["arm"])).set_index("arm").drop(columns="unit")
-    about = records.drop_duplicates("arm").set_index("arm")[["backbone", "pretrained", "forward_macs"]]
-    about["forward_macs"] = (about["forward_macs"] / 1e6).round(1)
-    return about.rename(columns={"forward_macs": "forward (million MACs)"}).join(means.round(3))
-
-
-def gains_over(baseline: str, of_unit: pd.DataFrame) -> pd.DataFrame:
-    """What every other arm of a unit gains over the arm `baseline` at the same budget.
-
-    Columns: arm, budget, and for each of GAINS its value, `_low` and `_high`: 95 % intervals over tasks and
-    seeds, paired: both arms see the same draw of the seeds that both were run with.
+    `against`, after the columns network and learner, both in words.
     """
-    table = errors_by_seed(of_unit)
-    others = table.index.drop(baseline, level="arm")
-    pairs = [seeds_in_common(table, (arm, budget), (baseline, budget)) for arm, budget in others]
-    rows = [np.ravel([estimate(gain, *pair) for gain in GAINS.values()]) for pair in pairs]
-    return pd.DataFrame(rows, others, [f"{name}{end}" for name in GAINS for end in ("", "_low", "_high")]).reset_index()
+    about = arms(records)
+    own = about[
+        about["family"].isin([*DENSE, *PRUNED]) & (about["backbone"] == about["reference"].str.split("@").str[0])
+    ]
+    tables = []
+    for is_pruned, part in own.groupby(own["ratio"] > 0):
+        alike = part.groupby([*NETWORK, *(PRUNING if is_pruned else [])], sort=False, dropna=False)
+        most = max((group for _, group in alike), key=len)
+        plain = most[(most["learner"] == "independent") & (most["trials"] == 1)]
+        if len(plain) and len(most) > 1:
+            found = against(records, plain.index[0], most.index.drop(plain.index[0]))
+            learner = found["arm"].map(lambda arm, of=most: learner_said(of.loc[arm]))
+            name = f"{most['ratio'].iloc[0]:.0%} removed" if is_pruned else "dense"
+            tables.append(found.assign(network=name, learner=learner))
+    return some(pd.concat([pd.DataFrame(), *tables]), "one network learnt in two ways").reset_index(drop=True)
 
 
-@per("unit")
-def improvement_over_dense(of_unit: pd.DataFrame, learner: str = "independent") -> pd.DataFrame:
-    """`gains_over` its unit's dense arm of `learner`, for every other arm, after a column `unit`."""
-    return gains_over(dense_arm(of_unit, learner), of_unit)
+def alternatives(records: pd.DataFrame) -> pd.DataFrame:
+    """Other ways to prune as much, against the usual one, fine-tuned and probed: `against`, after panel and label."""
+    about, tables = arms(records), []
+    own = about[about["ratio"] > 0]
+    for (_, learner, _), part in own.groupby(["backbone", "learner", "ratio"], sort=False):
+        usual, others = part.index[part["how"] == ""], part.index[part["how"] != ""]
+        if len(usual) and len(others):
+            found = against(records, usual[0], others)
+            tables.append(found.assign(panel=said(learner), label=found["arm"].map(about["how"])))
+    return some(pd.concat([pd.DataFrame(), *tables]), "other criteria and repairs").reset_index(drop=True)
 
 
-def granularities_compared(records: pd.DataFrame) -> pd.DataFrame:
-    """By how many points `filter` is ahead of `channel`, one row per unit, task, ratio and budget.
+def front(records: pd.DataFrame, hindsight: bool = False) -> pd.DataFrame:
+    """The best arm of each family at each budget, with the task left out of the choice.
 
-    Compares arms of one unit that differ in the granularity alone, over the seeds that both were run with.
+    Columns: family, budget, arm (the most often chosen), accuracy, low, high.
     """
-    for _, of_unit in records.groupby("unit"):
-        errors_by_seed(of_unit)  # refuses what does not compare
-    thin, inner = (records[records["granularity"] == name] for name in ("channel", "filter"))
-    alike = [name for name in NETWORK + PRUNING + LEARNING if name != "granularity"]
-    pairs = thin.merge(inner, on=[*alike, "event", "task", "budget", "seed"], suffixes=("_channel", "_filter"))
-    pairs["points"] = 100 * (pairs["error_test_channel"] - pairs["error_test_filter"])
-    order = [pairs["unit"].factorize()[0], pairs["arm_channel"].factorize()[0], pairs["budget"].to_numpy()]
-    means = pairs.groupby([*order, "unit", "event", "task", "ratio", "budget"])["points"].mean()
-    return some(means.droplevel([0, 1, 2]).reset_index(), "two that differ in the granularity alone")
+    table, rows = by_task(records), []
+    for family in FAMILIES:
+        of_family = table[table.index.isin(of_families(records, family), level="arm")]
+        for budget, means in of_family.groupby(level="budget"):
+            names = chosen(means.droplevel("budget"), hindsight)
+            found = [means.loc[(arm, budget), event] for event, arm in names.items()]
+            rows.append((family, budget, names.mode()[0], *estimate(np.mean, np.array(found))))
+    return pd.DataFrame(rows, columns=["family", "budget", "arm", "accuracy", "low", "high"])
 
 
-@per("unit", "ratio")
-def learners_compared(of_network: pd.DataFrame) -> pd.DataFrame:
-    """Every learner on each network (one per unit and ratio), one row per budget, with 95 % intervals.
+def carried_on(records: pd.DataFrame) -> pd.DataFrame:
+    """The records, and at larger budgets those of what solves one head and stops: more compute changes nothing.
 
-    Intervals are over tasks and seeds. Columns: unit, ratio, learner, budget, error (mean over tasks), low,
-    high, tera_macs (of the whole stream), and forward_transfer: by how many points the mean error is below
-    that of `independent` on the same network at the same budget, paired, with `_low` and `_high`.
+    A probe that left a tenth of its largest budget unspent on every task would do the same with any larger one. Of
+    families that are also fine-tuned nothing is added.
     """
-    of_network = of_network.assign(arm=learner_names(of_network))
-    spent = of_network.groupby(["arm", "budget", "event"])["total_macs"].mean().groupby(["arm", "budget"]).sum() / 1e12
-    gains = gains_over("independent", of_network).set_index(["arm", "budget"]).filter(like="points_gained")
-    gains.columns = gains.columns.str.replace("points_gained", "forward_transfer")
-    means = mean_errors(of_network).drop(columns="unit").set_index(["arm", "budget"])
-    found = means.join([spent.rename("tera_macs"), gains]).fillna(0)  # independent's own transfer
-    return found.reset_index(names=["learner", "budget"])
-
-
-def along_the_stream(records: pd.DataFrame) -> pd.DataFrame:
-    """After each event of an arm at a budget: the compute spent so far, and the mean error so far.
-
-    Adds the columns cumulative_macs and mean_error_so_far; expects one seed per arm.
-    """
-    ordered = records.sort_values("event", kind="stable")
-    groups = ordered.groupby(["arm", "budget"], sort=False)
-    so_far = groups["error_test"].cumsum() / (groups.cumcount() + 1)
-    return ordered.assign(cumulative_macs=groups["total_macs"].cumsum(), mean_error_so_far=so_far)
+    last = records[records["budget"] == records.groupby("arm")["budget"].transform("max")]
+    stops = last["family"].isin(["dense, probe", "pruned, probe", *CONTROLS])
+    unspent = (last["total_macs"] < 0.9 * last["limit_macs"]).groupby(last["arm"]).transform("min")
+    limits = records.groupby(["event", "budget"])["limit_macs"].first().rename("limit").reset_index()
+    later = last[stops & unspent].merge(limits, on="event", suffixes=("_measured", ""))
+    later = later[later["budget"] > later["budget_measured"]].assign(limit_macs=lambda rows: rows["limit"])
+    return pd.concat([records, later[records.columns]], ignore_index=True)

@@ -1,151 +1,295 @@
-"""Figures of records: errors, and what is gained over dense, against compute, by arm, ratio, learner or task."""
+"""Figures of records: the front, the best size, the map of tasks, and what explains them. One message each."""
 
-from collections.abc import Iterable
-
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.evidence.records import arms
-from lib.evidence.scaling import FITTED_FROM, power_law
-from lib.evidence.style import BUDGET, Axis, Look, arm_looks, in_style, palette, panels, share_look
+from lib.evidence.analysis import front, mean_accuracy
+from lib.evidence.records import CONTROLS
+from lib.evidence.scaling import parabola
+from lib.evidence.style import (
+    COLUMN_WIDTH,
+    PAGE_WIDTH,
+    TYPE,
+    budget_axis,
+    budget_said,
+    colour_of,
+    dashes_of,
+    in_style,
+    label_ends,
+    panels,
+    short,
+)
 
-ERROR = Axis("error", "test error\n(mean, 95 % interval)")
-ONE_ERROR = Axis("error_test", "test error")
-POINTS = {"points_gained": "accuracy gained (points)"}
-ALL_GAINS = {"accuracy_gain": "accuracy gained (%)", "error_cut": "error cut (%)"} | POINTS
+ACCURACY = "accuracy (%, mean over tasks)"
+POINTS = "points of accuracy"
+_MARKERS = {
+    "channels removed": "o",
+    "inner filters removed": "s",
+    "fewer pixels": "v",
+    "dense": "D",
+    "other network": "x",
+}
 
 
 @in_style
-def errors(records: pd.DataFrame, means: pd.DataFrame, front: pd.DataFrame | None = None) -> Figure:
-    """Mean test error against the budget with 95 % intervals: a column per unit, a row per granularity.
+def fronts(streams: dict[str, pd.DataFrame], message: str) -> Figure:
+    """Accuracy against compute: a panel per stream, a line per family of networks, named at its end.
 
-    `front` lies behind the arms, a broad line. Dense networks and other alternatives are in every row.
+    A line is the family's best arm at each budget, chosen with the task left out. Thin grey lines are of controls.
     """
-    about = arms(records)
-    names = list(about.loc[about["ratio"] > 0, "granularity"].unique()) or ["dense"]
-    if front is not None:
-        means = pd.concat([means, front.assign(arm="front").drop(columns=["low", "high"])])
-    pruned, own = means["arm"].map(about["ratio"]) > 0, means["arm"].map(about["granularity"])
-    shown = pd.concat([means[~pruned | (own == name)].assign(granularity=name) for name in names])
-    height = 0.9 + 0.06 * shown["arm"].nunique() + 1.5 * len(names)
-    return panels(shown, "arm", arm_looks(records), BUDGET, ERROR, height=height, col="unit", row="granularity")
+    figure, grid = panels(len(streams), 3.3, message, sharey=True)
+    for axes, (name, records) in zip(grid, streams.items(), strict=True):
+        axes.set_title(name)
+        _front(axes, records)
+        axes.set_ylabel(ACCURACY if axes is grid[0] else "")
+    _name_lines(grid)
+    return figure
 
 
-def _told_apart(records: pd.DataFrame) -> pd.DataFrame:
-    """Records whose tasks have the event in their name where two tasks have one name."""
-    twice = records.groupby("task")["event"].transform("nunique") > 1
-    named = records["task"].str.replace("_", " ")
-    return records.assign(task=named.mask(twice, named + ", event " + records["event"].astype(str)))
+def _front(axes: Axes, records: pd.DataFrame) -> None:
+    for family, line in front(records).groupby("family", sort=False):
+        look = {"color": colour_of(family), "linestyle": dashes_of(family), "marker": "o", "label": family}
+        axes.plot(line["budget"], line["accuracy"], **look)
+    for control, rows in records[records["family"].isin(CONTROLS)].groupby("family"):
+        line = mean_accuracy(rows)
+        axes.plot(line["budget"], line["accuracy"], color=colour_of(control), linewidth=0.7, label=control)
+    budget_axis(axes, records["budget"], records.groupby("budget")["limit_macs"].mean())
 
 
-@in_style
-def one_run(records: pd.DataFrame) -> Figure:
-    """Test error against the budget, one curve per task of a run."""
-    table = _told_apart(records)
-    return panels(table, "task", palette(table["task"], "husl"), BUDGET, ONE_ERROR, height=3.4, columns=4, width=4.5)
-
-
-@in_style
-def error_by_task(records: pd.DataFrame) -> Figure:
-    """Test error against the budget, one panel per task of the stream, for the arms of the first unit."""
-    records = records[records["unit"] == records["unit"].iloc[0]]
-    means = records.groupby(["event", "task", "arm", "budget"])["error_test"].mean().reset_index()
-    budget = BUDGET._replace(label=BUDGET.label.replace(" (", "\n("))  # panels are narrow
-    return panels(_told_apart(means), "arm", arm_looks(records), budget, ONE_ERROR, height=4, col="task", wrap=5)
+def _name_lines(grid: list[Axes]) -> None:
+    """Name every labelled line of the axes at its end."""
+    for axes in grid:
+        named = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+        label_ends(axes, {name: (*line.get_xydata()[-1], line.get_color()) for name, line in named.items()})
 
 
 @in_style
-def improvement(records: pd.DataFrame, gains: pd.DataFrame, measures: dict[str, str] = ALL_GAINS) -> Figure:
-    """What arms gain over dense at equal compute, with 95 % intervals, in panels per unit and measure.
+def iso_flop(curves: dict[str, tuple[pd.DataFrame, pd.DataFrame]], message: str) -> Figure:
+    """Error against the MACs of the network itself, a curve per budget, its optimum starred, and how that moves.
 
-    `measures` are those of analysis.GAINS to show, and what they are called.
+    `curves`: for each way of learning, a panel, the tables of `scaling.sizes` and `scaling.best_sizes`. The marker
+    says where a size comes from. The panel at the right shows the best size against the budget.
     """
-    tables = []
-    for measure, called in measures.items():
-        found = gains[[measure, f"{measure}_low", f"{measure}_high"]].set_axis(["gain", "low", "high"], axis=1)
-        scaled = found * (1 if measure in POINTS else 100)
-        tables.append(gains[["unit", "arm", "budget"]].join(scaled).assign(measure=called))
-    curves = pd.concat(tables), "arm", arm_looks(records), BUDGET
-    if len(measures) == 1:
-        return panels(*curves, Axis("gain", called, zero=True), height=3.1, col="unit")
-    height = 1 + 1.6 * gains["unit"].nunique()
-    return panels(
-        *curves, Axis("gain", "gained over dense", "col", zero=True), height=height, col="measure", row="unit"
-    )
+    figure, grid = panels(len(curves) + 1, 3.1, message)
+    budgets = sorted({budget for table, _ in curves.values() for budget in table["budget"]})
+    colours = dict(zip(budgets, mpl.colormaps["viridis"](np.linspace(0, 0.85, len(budgets))), strict=True))
+    for axes, (name, (table, best)) in zip(grid, curves.items(), strict=False):
+        axes.set(title=name, xscale="log", xlabel="MACs of one image, forward", ylabel="error (%, mean over tasks)")
+        _size_axis(axes, table["forward_macs"])
+        ends = {}
+        for budget, rows in table[table["budget"].isin(best["budget"])].groupby("budget"):
+            ends[budget_said(budget)] = *_one_budget(axes, rows, colours[budget], best), colours[budget]
+        label_ends(axes, ends)
+    for look, (name, (_, best)) in zip((("-", "black"), ("--", "white")), curves.items(), strict=False):
+        _best_sizes(grid[-1], best, f"{name}: slope {best['slope'].iloc[0]:.2f}", *look)
+    grid[-1].set(title="best size", yscale="log", ylabel="MACs of one image, forward")
+    budget_axis(grid[-1], pd.concat([best["budget"] for _, best in curves.values()]))
+    _size_axis(grid[-1], pd.concat([table["forward_macs"] for table, _ in curves.values()]), "y")
+    grid[-1].set_ylim(top=2.5 * grid[-1].get_ylim()[1])  # room for the legend
+    grid[-1].legend(loc="upper left", handlelength=1.5)
+    keys = {name: mpl.lines.Line2D([], [], color="0.3", linewidth=0, marker=mark) for name, mark in _MARKERS.items()}
+    shown = pd.concat([table["origin"] for table, _ in curves.values()]).unique()
+    used = {name: key for name, key in keys.items() if name in shown}
+    figure.legend([*used.values()], [*used], loc="outside lower center", ncols=5, handletextpad=0.2)
+    return figure
 
 
-def _by_learner(table: pd.DataFrame, x: Axis, y: Axis) -> Figure:
-    """A curve per learner in panels per unit and ratio."""
-    shares = table["ratio"].map(lambda ratio: share_look(ratio).label)
-    looks = palette(table["learner"], "colorblind")
-    table = table.assign(network=table["unit"].str.split("@").str[0] + "\n" + shares)
-    return panels(table, "learner", looks, x, y, height=2.7, columns=len(looks), col="network")
+def _one_budget(axes: Axes, rows: pd.DataFrame, colour: np.ndarray, best: pd.DataFrame) -> tuple[float, float]:
+    """The sizes of one budget, their fitted curve and its optimum; returns the curve's right end."""
+    for origin, of_origin in rows.groupby("origin", sort=False):
+        look = {"marker": _MARKERS[origin], "linewidth": 0, "color": colour}
+        axes.plot(of_origin["forward_macs"], of_origin["error"], **look)
+    own = rows[rows["fitted"]]
+    curve = parabola(own["forward_macs"], own["error"])
+    xs = np.geomspace(own["forward_macs"].min(), own["forward_macs"].max(), 60)
+    axes.plot(xs, np.polyval(curve, np.log10(xs)), color=colour, linewidth=1)
+    at = best.loc[best["budget"] == rows["budget"].iloc[0], "macs"].iloc[0]
+    star = {"marker": "*", "markersize": 9, "color": colour, "markeredgecolor": "black", "markeredgewidth": 0.5}
+    axes.plot(at, np.polyval(curve, np.log10(at)), **star)
+    return max(xs[-1], rows["forward_macs"].max()), rows.sort_values("forward_macs")["error"].iloc[-1]
+
+
+def _best_sizes(axes: Axes, best: pd.DataFrame, label: str, dashes: str, fill: str) -> None:
+    """The optima and the line through their logarithms."""
+    logs = np.log10(best["budget"]), np.log10(best["macs"])
+    axes.plot(best["budget"], 10 ** np.polyval(np.polyfit(*logs, 1), logs[0]), "k", linestyle=dashes, label=label)
+    axes.plot(best["budget"], best["macs"], "k*", markersize=8, markerfacecolor=fill, markeredgewidth=0.7)
+
+
+def _size_axis(axes: Axes, macs: pd.Series, which: str = "x") -> None:
+    """Ticks in millions of MACs, doubling."""
+    axis = getattr(axes, f"{which}axis")
+    ticks = [1e6 * 2**power for power in range(12) if macs.min() / 1.5 < 1e6 * 2**power < 1.5 * macs.max()]
+    axis.set_ticks(ticks, [short(tick) for tick in ticks])
+    axis.set_ticks([], minor=True)
 
 
 @in_style
-def learners(table: pd.DataFrame) -> Figure:
-    """Mean test error against the budget with 95 % intervals: a panel per network, a curve per learner."""
-    return _by_learner(table, BUDGET, ERROR)
+def task_map(blocks: dict[str, pd.DataFrame], message: str) -> Figure:
+    """Points of accuracy by which pruned networks lead: a row per task, by domain, a column per budget.
 
-
-@in_style
-def along_the_stream(table: pd.DataFrame) -> Figure:
-    """Mean test error so far against the compute so far: one panel per network, one point per task."""
-    x, y = Axis("spent", "compute so far (tera MACs)"), Axis("mean_error_so_far", "test error, mean so far")
-    return _by_learner(table.assign(spent=table["cumulative_macs"] / 1e12), x, y)
-
-
-@in_style
-def best_ratio(by_ratio: pd.DataFrame) -> Figure:
-    """Mean test error against the share of filters removed, one curve per budget, its minimum starred."""
-    table = by_ratio.drop(columns=["low", "high"]).assign(panel=by_ratio["unit"] + "\n" + by_ratio["granularity"])
-    least = table.loc[table.groupby(["budget", "panel"])["error"].idxmin()]
-    table = pd.concat([table.assign(best=False), least.assign(best=True)])
-    star = {"marker": "*", "pointsize": 10, "linewidth": 0, "edgecolor": "black", "edgewidth": 0.6}
-    budgets = palette(sorted(set(table["budget"])), "viridis", "{:g} dense epochs")
-    looks = {(False, budget): look for budget, look in budgets.items()}
-    looks |= {(True, budget): Look(look.line | star) for budget, look in budgets.items()}
-    x, y = Axis("ratio", "share of filters removed"), Axis("error", "test error, mean over tasks")
-    figure = panels(table, ["best", "budget"], looks, x, y, height=2.9, columns=5, col="panel")
-    figure.axes[0].xaxis.set_major_formatter("{x:.0%}")  # which the panels share
+    `blocks`: the tables of `analysis.leads` by what the lead is over. Red: pruned is behind. Blue: it is ahead.
+    """
+    tables = {name: table.sort_values(["domain", "event"]) for name, table in blocks.items()}
+    first = next(iter(tables.values())).drop_duplicates("event")
+    figure, grid = panels(len(blocks), 1.0 + 0.17 * len(first), message, sharey=True)
+    limit = max(np.abs(table["points"]).quantile(0.95) for table in tables.values())
+    for axes, (name, table) in zip(grid, tables.items(), strict=True):
+        cells = table.pivot(index="event", columns="budget", values="points").reindex(first["event"])
+        image = axes.imshow(cells, aspect="auto", cmap="RdBu", vmin=-limit, vmax=limit)
+        axes.set_title(name)
+        axes.set_xticks(range(cells.shape[1]), map(budget_said, cells.columns))
+        axes.set_xlabel("budget (dense images)")
+        for (row, column), points in np.ndenumerate(cells.to_numpy()):
+            dark = abs(points) > 0.6 * limit
+            axes.text(
+                column,
+                row,
+                f"{round(points):+d}" if round(points) else "0",
+                ha="center",
+                va="center",
+                color="white" if dark else "black",
+            )
+    names = first["task"].str.replace("_", " ") + " (" + first["domain"] + ")"
+    grid[0].set_yticks(range(len(first)), names)
+    for axes in grid:
+        axes.tick_params(length=0)
+        for edge in np.flatnonzero(first["domain"].to_numpy()[1:] != first["domain"].to_numpy()[:-1]):
+            axes.axhline(edge + 0.5, color="white", linewidth=2)
+    figure.colorbar(image, ax=grid, label=f"lead in {POINTS}", pad=0.01, aspect=30)
     return figure
 
 
 @in_style
-def asymptotes(means: pd.DataFrame, fits: pd.DataFrame) -> Figure:
-    """Mean errors against the budget, their power laws where those were fitted, and at the right the floors.
+def image_passes(table: pd.DataFrame, message: str) -> Figure:
+    """Accuracy against the images that went through the network in training, a line per fine-tuned network.
 
-    A floor has its 95 % interval, and is drawn where it is identified.
+    Beside it the same against the compute. `table` is that of `scaling.sizes`, with a column `family`.
     """
-    largest, fits = means["budget"].max(), fits.assign(panel=fits["unit"] + "\n" + fits["granularity"])
-    points = means[["unit", "arm", "budget", "error"]].merge(fits[["unit", "arm", "ratio", "panel"]])
-    laws = fits.merge(pd.DataFrame({"budget": np.geomspace(FITTED_FROM, 2 * largest, 50)}), how="cross")
-    laws["error"] = power_law(laws["budget"], laws["floor"], laws["scale"], laws["exponent"])
-    floors = fits.assign(error=fits["floor"], budget=2.5 * largest * 1.15 ** (fits["ratio"].rank(method="dense") - 1))
-    kinds = {"law": laws.drop(columns=["low", "high"]), "mean": points, "floor": floors[floors["identified"]]}
-    table = pd.concat(kinds, names=["kind"]).reset_index("kind")
-    looks = {}
-    for ratio in sorted(set(fits["ratio"])):
-        colour, label = share_look(ratio)
-        looks["mean", ratio] = Look(colour | {"linewidth": 0}, label)
-        looks["law", ratio] = Look(colour | {"linewidth": 0.8, "marker": ""})
-        looks["floor", ratio] = Look(colour | {"linewidth": 0, "marker": "_", "pointsize": 7})
-    y = Axis("error", "test error, mean over tasks\n(right: fitted floors)")
-    return panels(table, ["kind", "ratio"], looks, BUDGET, y, height=2.8, columns=6, col="panel")
+    figure, grid = panels(2, 2.9, message, sharey=True)
+    for axes, column in zip(grid, ("budget", "image_passes"), strict=True):
+        for (family, _), line in table.groupby(["family", "arm"], sort=False):
+            name = family.removesuffix(", fine-tuned")
+            known = {drawn.get_label() for drawn in axes.lines}
+            look = {"color": colour_of(family), "marker": "o", "label": "_" if name in known else name}
+            axes.plot(line[column], 100 - line["error"], linewidth=1, **look)
+    budget_axis(grid[0], table["budget"])
+    grid[0].set_ylabel(ACCURACY)
+    grid[1].set(xscale="log", xlabel="image passes in training")
+    grid[0].legend(loc="upper left")
+    return figure
 
 
 @in_style
-def regret(table: pd.DataFrame, records: pd.DataFrame, named: Iterable[str]) -> Figure:
-    """Mean regret against the budget: one panel per choice, the adviser a broad line among fixed choices.
+def learners(table: pd.DataFrame, message: str) -> Figure:
+    """Points by which ways to learn lead fine-tuning all layers, a panel per network, a line per way.
 
-    These are always an arm of `named`, and the best arm of each panel. Columns of the table: choice, policy,
-    arm, budget, regret (one row per task).
+    Columns of the table: network, learner, budget, points, low, high. The band is the interval of the first.
     """
-    advised = table["policy"] == "adviser"
-    best = table[~advised].groupby(["arm", "choice"])["regret"].mean().unstack("choice").idxmin()
-    table = table.assign(arm=table["arm"].mask(advised, "adviser"))
-    shown = table[table["arm"].isin(["adviser", *named, *best])]
-    means = shown.groupby(["choice", "arm", "budget"], sort=False)["regret"].mean().reset_index()
-    y = Axis("regret", "error above the best in hindsight\n(mean over tasks)")
-    return panels(means, "arm", arm_looks(records, "always {}"), BUDGET, y, height=3.2, col="choice")
+    networks = list(table["network"].unique())
+    figure, grid = panels(len(networks), 3.0, message, sharey=True)
+    found = list(table["learner"].unique())
+    colours = dict(zip(found, mpl.colormaps["tab10"](range(len(found))), strict=True))
+    for axes, network in zip(grid, networks, strict=True):
+        for learner, line in table[table["network"] == network].groupby("learner", sort=False):
+            axes.plot(line["budget"], line["points"], marker="o", color=colours[learner], label=learner)
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_title(network)
+        budget_axis(axes, table["budget"])
+    grid[0].set_ylabel(f"{POINTS} over\nfine-tuning all layers")
+    _name_lines(grid)
+    return figure
+
+
+@in_style
+def dots(table: pd.DataFrame, message: str, called: str, width: float = PAGE_WIDTH) -> Figure:
+    """Differences in points with their 95 % intervals over tasks: a row per alternative, a colour per budget.
+
+    Columns of the table: panel, label, budget, points, low, high. A panel each, with rows of its own; `called` is
+    what the axis is.
+    """
+    names = list(table["panel"].unique())
+    rows = table.groupby("panel")["label"].nunique().max()
+    figure, grid = panels(len(names), 1.0 + 0.24 * rows, message, width, sharex=True)
+    budgets = sorted(table["budget"].unique())
+    colours = dict(zip(budgets, mpl.colormaps["viridis"](np.linspace(0.1, 0.75, len(budgets))), strict=True))
+    for axes, name in zip(grid, names, strict=True):
+        part = table[table["panel"] == name]
+        labels = list(part["label"].unique())[::-1]
+        for number, (budget, rows) in enumerate(part.groupby("budget")):
+            places = rows["label"].map(labels.index) + 0.12 * ((len(budgets) - 1) / 2 - number)
+            axes.hlines(places, rows["low"], rows["high"], color=colours[budget], linewidth=1)
+            axes.plot(rows["points"], places, "o", color=colours[budget], label=f"{budget_said(budget)} dense images")
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set(title=name, xlabel=called, ylim=(-0.6, len(labels) - 0.4))
+        axes.tick_params(axis="y", length=0)
+    if len(budgets) > 1:
+        figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(budgets))
+    return figure
+
+
+@in_style
+def by_distance(table: pd.DataFrame, message: str) -> Figure:
+    """Points of a lead against a task's distance to the pretraining images: a dot per task, a panel per lead.
+
+    Columns of the table: panel, task, distance, points.
+    """
+    names = list(table["panel"].unique())
+    figure, grid = panels(len(names), 2.6, message, sharex=True)
+    for axes, name in zip(grid, names, strict=True):
+        part = table[table["panel"] == name]
+        axes.plot(part["distance"], part["points"], "o", color=colour_of("pruned"))
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set(title=name, xlabel="distance to the pretraining images (nats)")
+    grid[0].set_ylabel(POINTS)
+    return figure
+
+
+@in_style
+def rates(table: pd.DataFrame, rule: pd.DataFrame, message: str) -> Figure:
+    """Dev error over the rates of body and head: a panel per share removed and budget, the rule's choice marked.
+
+    Columns of the table: ratio, budget, body_rate, head_rate, error_dev (mean over tasks); of `rule`: ratio, budget,
+    body, head. A dot is the best of the grid, a cross the rule.
+    """
+    places = list(table.groupby(["ratio", "budget"]).groups)
+    shares = sorted({ratio for ratio, _ in places})
+    figure = Figure(figsize=(PAGE_WIDTH, 0.6 + 1.7 * len(shares)), layout="constrained")
+    figure.suptitle(message, x=0.01, ha="left")
+    grid = figure.subplots(len(shares), len(places) // len(shares), sharex=True, sharey=True, squeeze=False)
+    limits = 100 * table["error_dev"].min(), 100 * table["error_dev"].max()
+    for axes, (ratio, budget) in zip(grid.flat, places, strict=True):
+        part = table[(table["ratio"] == ratio) & (table["budget"] == budget)]
+        cells = 100 * part.pivot(index="head_rate", columns="body_rate", values="error_dev")
+        mesh = axes.pcolormesh(
+            cells.columns, cells.index, cells, cmap="viridis_r", vmin=limits[0], vmax=limits[1], shading="nearest"
+        )
+        best, chosen = part.loc[part["error_dev"].idxmin()], rule[(rule["ratio"] == ratio) & (rule["budget"] == budget)]
+        axes.plot(best["body_rate"], best["head_rate"], "o", color="white")
+        axes.plot(chosen["body"], chosen["head"], "x", color="red", markersize=7, markeredgewidth=1.8)
+        what = f"{ratio:.0%} removed" if ratio else "dense"
+        axes.set(xscale="log", yscale="log", title=f"{what}, {budget_said(budget)} dense images")
+    figure.supxlabel("rate of the body", fontsize=TYPE)
+    figure.supylabel("rate of the head", fontsize=TYPE)
+    figure.colorbar(mesh, ax=grid, label="dev error (%)", pad=0.01)
+    return figure
+
+
+@in_style
+def one_run(records: pd.DataFrame) -> Figure:
+    """Test error against the budget, one curve per task of a run, named at its end."""
+    figure, (axes,) = panels(1, 3.4, "", COLUMN_WIDTH + 1.5)
+    twice = records.groupby("task")["event"].transform("nunique") > 1
+    named = records["task"].str.replace("_", " ")
+    table = records.assign(task=named.mask(twice, named + ", event " + records["event"].astype(str)))
+    colours = iter(mpl.colormaps["turbo"](np.linspace(0.05, 0.95, table["task"].nunique())))
+    for task, line in table.groupby("task", sort=False):
+        axes.plot(line["budget"], 100 * line["error_test"], marker="o", color=next(colours), label=task)
+    budget_axis(axes, records["budget"])
+    axes.set_ylabel("test error (%)")
+    _name_lines([axes])
+    return figure

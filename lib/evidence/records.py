@@ -1,10 +1,7 @@
-"""Records as they are read here: what tells their arms apart, and what an arm is called.
+"""Records as they are read here: which arms there are, of which family, and what they are called in words.
 
 Imports nothing that trains.
 """
-
-from collections.abc import Callable
-from functools import wraps
 
 import numpy as np
 import pandas as pd
@@ -12,11 +9,45 @@ import pandas as pd
 from lib.common.errors import UserError
 from lib.runs.profiles import arms_of, records_file, replicate
 
-COMPARED = "arms", "criteria", "shapes", "learners"  # the groups whose budgets are those of the main grid
-# What tells one arm from another; `unit` and `own` are those of `described`.
-NETWORK = ["unit", "own", "backbone", "image_size"]
-PRUNING = ["ratio", "criterion", "scope", "granularity", "repair"]
+COMPARED = "arms", "shares", "learners", "ladder"  # the groups that networks are chosen from; the others are controls
+NETWORK = ["backbone", "image_size", "pretrained"]
+PRUNING = ["ratio", "criterion", "scope", "granularity", "repair", "calibration", "calibration_images"]
 LEARNING = ["learner", "trials"]
+# A probe solves a head on a frozen network; what is called fine-tuned here trains at least some of its layers.
+DENSE = "dense, probe", "dense, fine-tuned"
+PRUNED = "pruned, probe", "pruned, fine-tuned"
+ELSE = "fewer pixels", "other network"
+CONTROLS = "raw pixels", "majority class"
+FAMILIES = *PRUNED, *DENSE, *ELSE
+
+# --- words for what a label says; a name that is not here is said as it is ------------------------------
+_WORDS = {
+    "efficientnet_lite0": "EfficientNet-Lite0",
+    "resnet50_64": "ResNet-50",
+    "resnet26_64": "ResNet-26",
+    "resnet18half_64": "half ResNet-18",
+    "resnet18quarter_64": "quarter ResNet-18",
+    "resnet18eighth_64": "eighth ResNet-18",
+    "independent": "fine-tuned",
+    "probe_finetune": "probe, then fine-tuned",
+    "last_stage": "last stage",
+    "norms": "norms",
+    "previous": "from the last task",
+    "dynamic": "from the nearest task",
+    "activation_images": "activations",
+    "activation": "activations, data-free",
+    "l1": "weight norms",
+    "random": "drawn at random",
+    "filter": "inner filters",
+    "channel": "channels",
+    "none": "no repair",
+    "least_squares": "least squares",
+    "least_squares_synthetic": "synthetic images",
+    "sequential": "layer by layer",
+    "sequential_synthetic": "layer by layer, synthetic images",
+    "task": "a task's own images",
+    "shipped": "shipped images",
+}
 
 
 class MissingArms(UserError):
@@ -43,11 +74,15 @@ def load_records(profile: str, *groups: str) -> pd.DataFrame:
     return described(records)
 
 
+def are_there(profile: str) -> bool:
+    """Whether all arms of a profile have been run."""
+    return all(records_file(profile, arm).exists() for arm in arms_of(profile))
+
+
 def described(records: pd.DataFrame) -> pd.DataFrame:
     """Records, such as those of `run_stream`, with the columns that all readers here go by.
 
-    `unit` is the dense network and resolution that the budget is counted in, `own` whether a row is of that
-    network and resolution, `arm` the name of what the row was run with: what it is called, if it has none.
+    `family` is one of FAMILIES or CONTROLS, `arm` the name of what the row was run with: its label, if it has none.
     Raises UserError where there are no records, or an error is no number.
     """
     if records.empty:
@@ -55,40 +90,64 @@ def described(records: pd.DataFrame) -> pd.DataFrame:
     if (unknown := records["error_test"].isna()).any():
         tasks = ", ".join(records.loc[unknown, "task"].unique())
         raise UserError(f"error_test is no number in {unknown.sum()} records, of {tasks}: expected 0 to 1. Rerun them.")
-    network = records["backbone"] + "@" + records["image_size"].astype(str)
-    unit = records["reference"].fillna(network)
-    records = records.assign(unit=unit, own=network == unit)
+    records = records.assign(family=_families(records))
     if "arm" not in records:
-        number = records.groupby(NETWORK + PRUNING + LEARNING, sort=False, dropna=False).ngroup()
-        called = arms(records.assign(arm=number))
-        twice = called["label"].duplicated(keep=False)
-        records["arm"] = number.map(called["label"].mask(twice, called["label"] + " in " + called["unit"]))
+        number = records.groupby([*NETWORK, *PRUNING, *LEARNING], sort=False, dropna=False).ngroup()
+        records["arm"] = number.map(arms(records.assign(arm=number))["label"])
     return records
 
 
+def _families(records: pd.DataFrame) -> np.ndarray:
+    """What each record's network is, and where networks are compared by it, whether it is probed or fine-tuned."""
+    network, pixels = (records["reference"].str.split("@").str[part] for part in (0, 1))
+    kinds = {
+        "majority class": records["learner"] == "majority",
+        "raw pixels": records["learner"] == "pixels",
+        "pruned": records["ratio"] > 0,
+        "other network": records["backbone"] != network,
+        "fewer pixels": records["image_size"] < pixels.astype(int),
+    }
+    kind = np.select([*kinds.values()], [*kinds], "dense")
+    learnt = np.where(records["learner"] == "probe", ", probe", ", fine-tuned")
+    return np.where(np.isin(kind, ["pruned", "dense"]), np.char.add(kind, learnt), kind)
+
+
 def arms(records: pd.DataFrame) -> pd.DataFrame:
-    """What tells the arms apart, one row per arm, and its `label`: dense first, alternatives last."""
-    table = records.drop_duplicates("arm").set_index("arm")[NETWORK + PRUNING + LEARNING]
-    pruned, channel = table["ratio"] > 0, table["granularity"] == "channel"
-    unusual = pruned & (table["criterion"] != "activation")
-    ranks = [table["learner"] != "independent", ~table["own"], pruned, unusual, channel, table["ratio"]]
-    table = table.iloc[np.lexsort(ranks[::-1])].assign(learnt=learner_names(table))
+    """What tells the arms apart, one row per arm in the records' order, with its `family` and its `label` in words.
+
+    `how` says what about its pruning, or its weights, differs from how most arms are pruned: "" if nothing does.
+    """
+    table = records.drop_duplicates("arm").set_index("arm")[[*NETWORK, *PRUNING, *LEARNING, "family", "reference"]]
+    pruned = table[table["ratio"] > 0]
+    usual = pruned[PRUNING].mode().iloc[0] if len(pruned) else table[PRUNING].iloc[0]
+    table["how"] = [_how(arm, usual) for _, arm in table.iterrows()]
     return table.assign(label=[_label(arm) for _, arm in table.iterrows()])
 
 
+def _how(arm: pd.Series, usual: pd.Series) -> str:
+    words = [] if arm["pretrained"] else ["random weights"]
+    looked_at = ("criterion", "granularity", "repair", "calibration") if arm["ratio"] and arm["pretrained"] else ()
+    return ", ".join(words + [said(arm[name]) for name in looked_at if arm[name] != usual[name]])
+
+
 def _label(arm: pd.Series) -> str:
-    """What a row of `arms` is called in a legend."""
-    network, pixels = arm.unit.split("@")
-    repair = "" if arm.repair == "none" else f" + {arm.repair}"
-    pruned = f"{100 * arm.ratio:.0f} %, {arm.criterion}, {arm.scope}, {arm.granularity}{repair}".replace("_", " ")
-    pruned = pruned.replace(", uniform", "").replace(", filter", "")  # as usual
-    words = [arm.backbone, pruned if arm.ratio else "dense", f"{arm.image_size} px", arm.learnt]
-    return ", ".join(word for word in words if word not in (network, f"{pixels} px", "independent"))
+    if arm["family"] in CONTROLS:
+        return arm["family"]
+    network, pixels = arm["reference"].split("@")
+    words = [said(arm["backbone"])] if arm["backbone"] != network else []
+    words += [f"{arm['image_size']} px"] if arm["backbone"] == network and arm["image_size"] != int(pixels) else []
+    words += [f"{arm['ratio']:.0%} removed"] if arm["ratio"] else []
+    return ", ".join(filter(None, [*(words or ["dense"]), arm["how"], learner_said(arm)]))
 
 
-def learner_names(records: pd.DataFrame) -> pd.Series:
-    """What a row was learnt with: the learner, and that its recipe was searched, if it was."""
-    return records["learner"].where(records["trials"] == 1, records["learner"] + ", searched")
+def said(name: str) -> str:
+    """A name of the code in words."""
+    return _WORDS.get(name, name.partition(":")[2].replace("_", " ") or name.replace("_", " "))
+
+
+def learner_said(arm: pd.Series) -> str:
+    """How an arm learns, in words."""
+    return said(arm["learner"]) + (", rates searched" if arm["trials"] > 1 else "")
 
 
 def some(table: pd.DataFrame, expected: str) -> pd.DataFrame:
@@ -98,40 +157,12 @@ def some(table: pd.DataFrame, expected: str) -> pd.DataFrame:
     return table
 
 
-def per(*columns: str) -> Callable[[Callable[..., pd.DataFrame]], Callable[..., pd.DataFrame]]:
-    """Let a function see the records of a unit, or of what else `columns` tell apart, at a time.
-
-    Its tables lie one below the other, after columns that say what they are of.
-    """
-
-    def decorate(table_of: Callable[..., pd.DataFrame]) -> Callable[..., pd.DataFrame]:
-        @wraps(table_of)
-        def of_all(records: pd.DataFrame, *arguments: object) -> pd.DataFrame:
-            parts = some(records, "records at budgets in common").groupby(list(columns), sort=False)
-            tables = {key: table_of(part, *arguments) for key, part in parts}
-            return pd.concat(tables, names=columns).infer_objects().reset_index(columns).reset_index(drop=True)
-
-        return of_all
-
-    return decorate
+def of_families(records: pd.DataFrame, *families: str) -> list[str]:
+    """The arms of families, in the records' order."""
+    return list(records.loc[records["family"].isin(families), "arm"].unique())
 
 
 def at_shared_budgets(records: pd.DataFrame) -> pd.DataFrame:
-    """The records at the budgets that every arm of their unit was run with."""
-    number = records.groupby("unit")["arm"].transform("nunique")
-    return records[records.groupby(["unit", "budget"])["arm"].transform("nunique") == number]
-
-
-def learners_grid(records: pd.DataFrame) -> pd.DataFrame:
-    """Of each unit that was probed pruned: its own network, dense and pruned like that.
-
-    Every learner is run with these two networks, so what is left differs in how a stream is learnt; at the
-    budgets and with the seeds that all were run with.
-    """
-    own = records[records["own"]].set_index(["unit", *PRUNING], drop=False)
-    probed = own[(own["learner"] == "probe") & (own["ratio"] > 0)].drop_duplicates("unit")
-    dense = (own["ratio"] == 0) & own["unit"].isin(probed["unit"])
-    networks = own[own.index.isin(probed.index) | dense].reset_index(drop=True)
-    number = networks.groupby("unit")["arm"].transform("nunique")
-    every = networks.groupby(["unit", "seed"])["arm"].transform("nunique") == number
-    return some(at_shared_budgets(networks[every]), "a probe of a pruned network, and other learners on it")
+    """The records at the budgets that every arm was run with."""
+    every = records.groupby("budget")["arm"].transform("nunique") == records["arm"].nunique()
+    return records[every]

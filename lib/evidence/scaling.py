@@ -1,123 +1,99 @@
-"""How error falls with compute: the compute-optimal front, the best ratio at each budget, and the asymptote.
+"""The best size at each budget (isoFLOP curves), and what tells how far fine-tuning gets: compute, or image passes.
 
 Reads records only, like lib/evidence/records.py, and imports nothing that trains.
 """
 
-from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import least_squares
 
-from lib.evidence.analysis import dense_arm, draws, errors_by_seed, interval, mean_errors, seeds_in_common
-from lib.evidence.records import arms, at_shared_budgets, per, some
-
-REFITS = 200  # of a curve, on draws of tasks and seeds
-FITTED_FROM = 1.0  # dense epochs: below, errors fall slowly at first and are no power law
-NEEDED = 4  # budgets, for three parameters
-IDENTIFIED = 0.1  # a floor whose 95 % interval is wider than this is not known
-RANGES = (0, 0, 0.05), (1, 1, 3.0)  # between which floor, scale and exponent are looked for
+from lib.evidence.analysis import by_task, estimate, mean_accuracy
+from lib.evidence.records import MissingArms, some
 
 
-def main_grid(records: pd.DataFrame, granularity: str = "filter") -> pd.DataFrame:
-    """The arms that differ in the ratio alone: the unit's own network, fine-tuned, one criterion.
+def sizes(records: pd.DataFrame) -> pd.DataFrame:
+    """Mean error of every arm at every budget against the network's own size.
 
-    Of the units that have such arms of the granularity beside the dense one.
+    Columns: arm, budget, forward_macs (of one image), image_passes (mean over tasks), origin (what the network's size
+    comes from), fitted (whether it is the reference network's own, pruned or on fewer pixels), error (percent).
     """
-    usual = {"criterion": "activation", "repair": "mean", "scope": "uniform", "granularity": granularity}
-    alike = (records[list(usual)] == list(usual.values())).all(axis=1)
-    fine_tuned = records["own"] & (records["learner"] == "independent") & (records["trials"] == 1)
-    grid = records[fine_tuned & (alike | (records["ratio"] == 0))]
-    return grid[grid.groupby("unit")["ratio"].transform("max") > 0]
+    about = records.groupby(["arm", "budget"], sort=False)[["forward_macs", "image_passes"]].mean()
+    first = records.drop_duplicates("arm").set_index("arm")
+    pruned = first["ratio"] > 0
+    origins = {
+        "channels removed": pruned & (first["granularity"] == "channel"),
+        "inner filters removed": pruned,
+        "fewer pixels": first["family"] == "fewer pixels",
+        "other network": first["family"] == "other network",
+    }
+    origin = pd.Series(np.select([*origins.values()], [*origins], "dense"), first.index)
+    fitted = first["backbone"] == first["reference"].str.split("@").str[0]
+    found = about.join(mean_accuracy(records).set_index(["arm", "budget"])["accuracy"]).reset_index()
+    found["origin"], found["fitted"] = found["arm"].map(origin), found["arm"].map(fitted)
+    return found.assign(error=100 - found["accuracy"]).drop(columns="accuracy")
 
 
-def by_granularity(records: pd.DataFrame, table_of: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
-    """`table_of` the main grid of every granularity that was run, one below the other."""
-    grids = [main_grid(records, name).assign(granularity=name) for name in records["granularity"].unique()]
-    grid = some(pd.concat(grids), "ratios of one network that differ in nothing else")
-    tables = [table_of(part).assign(granularity=name) for name, part in grid.groupby("granularity", sort=False)]
-    return pd.concat(tables, ignore_index=True)
+def parabola(macs: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """The quadratic in log10 of the MACs (N) with the least squared error: three coefficients, the square's first."""
+    return np.polyfit(np.log10(macs), errors, 2)
 
 
-def front(records: pd.DataFrame) -> pd.DataFrame:
-    """The arm of the lowest mean error at each budget of each unit, with its interval: the envelope."""
-    means = _means_and_ratios(records)
-    return means.loc[means.groupby(["unit", "budget"], sort=False)["error"].idxmin()]
+def optimum(macs: np.ndarray, errors: np.ndarray) -> float:
+    """The MACs (N) at the minimum of `parabola`; the better end where that lies outside of what was measured."""
+    curve, low, high = parabola(macs, errors), *np.log10([macs.min(), macs.max()])
+    inner = -curve[1] / (2 * curve[0]) if curve[0] > 0 else np.inf
+    if low < inner < high:
+        return float(10**inner)
+    return float(10 ** min((low, high), key=lambda end: np.polyval(curve, end)))
 
 
-def _means_and_ratios(records: pd.DataFrame) -> pd.DataFrame:
-    means = mean_errors(records)
-    return means.assign(ratio=means["arm"].map(arms(records)["ratio"]))
+def best_sizes(records: pd.DataFrame) -> pd.DataFrame:
+    """The optimum at each budget that all sizes of the reference network were run with, and how it moves.
 
-
-@per("unit")
-def error_by_ratio(of_unit: pd.DataFrame) -> pd.DataFrame:
-    """Mean error of each ratio at each budget that all ratios of a unit were run with, with its interval."""
-    return _means_and_ratios(at_shared_budgets(of_unit)).drop(columns="unit").sort_values(["budget", "ratio"])
-
-
-@per("unit")
-def best_ratio(of_unit: pd.DataFrame) -> pd.DataFrame:
-    """The ratio of the lowest mean error at each budget that all ratios of a unit were run with.
-
-    Columns: unit, budget, ratio, low and high (95 % of the draws of tasks and seeds have their best ratio
-    between them), support: the share of draws in which this ratio is the best, and seeds: how many all ratios
-    were run with.
+    Columns: budget, macs, low, high (95 % over tasks), within (whether it is no end of what was measured); slope,
+    slope_low, slope_high: of log MACs against log budget, in every row. Raises MissingArms for fewer than four sizes.
     """
-    shared, ratios = at_shared_budgets(of_unit), arms(of_unit)["ratio"].sort_values()
-    table, rows = errors_by_seed(shared), []
-    for budget in np.sort(shared["budget"].unique()):
-        errors = seeds_in_common(table, *((arm, budget) for arm in ratios.index))
-        best = ratios.iloc[errors.mean((1, 2)).argmin()]
-        drawn = ratios.to_numpy()[np.argmin([drawn.mean(1) for drawn in draws(*errors)], axis=0)]
-        rows.append((budget, best, *interval(drawn, method="nearest"), (drawn == best).mean(), errors.shape[2]))
-    return pd.DataFrame(rows, columns=["budget", "ratio", "low", "high", "support", "seeds"])
+    table = sizes(records)
+    arms = table.loc[table["fitted"], "arm"].unique()
+    shared = table[table["arm"].isin(arms)].pivot(index="arm", columns="budget", values="forward_macs").dropna(axis=1)
+    some(shared if len(shared) > 3 and shared.shape[1] > 1 else shared[:0], "four sizes of one network, learnt alike")
+    macs, budgets = shared.iloc[:, 0].to_numpy(), shared.columns.to_numpy(dtype=float)
+    tasks = 100 - by_task(records[records["arm"].isin(arms)])
+    errors = np.stack([tasks.xs(budget, level="budget").loc[shared.index].to_numpy() for budget in budgets])
+
+    def places(of_tasks: np.ndarray) -> np.ndarray:
+        return np.log10([optimum(macs, curve) for curve in of_tasks.mean(-1)])  # errors (budgets, sizes, tasks)
+
+    def slope(of_tasks: np.ndarray) -> float:
+        return np.polyfit(np.log10(budgets), places(of_tasks), 1)[0]
+
+    rows = [
+        (budget, *(10**end for end in estimate(lambda drawn, at=number: places(drawn)[at], errors)))
+        for number, budget in enumerate(budgets)
+    ]
+    found = pd.DataFrame(rows, columns=["budget", "macs", "low", "high"])
+    found["within"] = (found["macs"] > 1.001 * macs.min()) & (found["macs"] < 0.999 * macs.max())
+    return found.assign(**dict(zip(["slope", "slope_low", "slope_high"], estimate(slope, errors), strict=True)))
 
 
-def power_law(budget: np.ndarray, floor: float, scale: float, exponent: float) -> np.ndarray:
-    """error = floor + scale * budget ** -exponent"""
-    return floor + scale * budget**-exponent
+def iso_curves(records: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
+    """The tables of `sizes` and `best_sizes`, of networks whose layers are all fine-tuned and of probes.
 
-
-def fitted(budgets: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """Floor, scale and exponent of least squared error, in their ranges; NaN where no fit is found."""
-    start = np.clip([errors.min() - 0.05, errors.max() - errors.min(), 0.5], 0.01, 0.99)
-    found = least_squares(lambda parameters: power_law(budgets, *parameters) - errors, start, bounds=RANGES)
-    return found.x if found.success else np.full(3, np.nan)
-
-
-@per("unit")
-def asymptotes(of_unit: pd.DataFrame) -> pd.DataFrame:
-    """`power_law` of the mean error from FITTED_FROM on, one row per arm; NaN where its budgets are too few.
-
-    Columns: unit, arm, ratio, floor, scale, exponent; low and high: the floor's 95 % interval over draws of
-    tasks and seeds, the error at the largest budget held: how hard the drawn tasks are is not in question;
-    identified: whether that interval is narrower than IDENTIFIED, and neither floor nor exponent end at the
-    limit of what is looked for; cost: by how much the floor is above dense's, paired, with cost_low and
-    cost_high, which say how sure that is.
+    Without what has too few sizes. Raises MissingArms where both have.
     """
-    table, ratios, rows = errors_by_seed(of_unit), arms(of_unit)["ratio"], []
-    fits = {arm: _fits(table.loc[[arm]]) for arm in of_unit["arm"].unique()}
-    costs = {arm: fit[:, 0] - fits[dense_arm(of_unit)][:, 0] for arm, fit in fits.items()}
-    for arm, fit in fits.items():
-        curve, floors, drops = fit[0, :3], fit[1:, 0], fit[1:, 3] - fit[1:, 0]
-        low, high = fit[0, 3] - np.flip(interval(drops))  # the floor's interval, if the last error is what it is
-        within = RANGES[0][2] < curve[2] < 0.99 * RANGES[1][2] and interval(floors)[0] > 1e-6
-        identified = bool(high - low < IDENTIFIED and within)
-        rows.append((arm, ratios[arm], *curve, low, high, identified, costs[arm][0], *interval(costs[arm][1:])))
-    columns = "arm ratio floor scale exponent low high identified cost cost_low cost_high"
-    return pd.DataFrame(rows, columns=columns.split())
+    found = {}
+    for name, learner in (("fine-tuned", "independent"), ("probe", "probe")):
+        of_learner = records[(records["learner"] == learner) & (records["trials"] == 1)]
+        with suppress(MissingArms):
+            found[name] = sizes(of_learner), best_sizes(of_learner)
+    if not found:
+        raise MissingArms("The records have no arms to compare: expected four sizes of one network, learnt alike.")
+    return found
 
 
-def _fits(table: pd.DataFrame) -> np.ndarray:
-    """Floor, scale, exponent and last error of an arm of `errors_by_seed`: (1 + REFITS, 4).
-
-    First of its means, then of draws of tasks and seeds; NaN where budgets are fewer than NEEDED, or no fit is
-    found.
-    """
-    points = sorted((arm, budget) for arm, budget in table.index if budget >= FITTED_FROM)
-    if len(points) < NEEDED:
-        return np.full((1 + REFITS, 4), np.nan)
-    errors, budgets = seeds_in_common(table, *points), np.array([budget for _, budget in points])
-    curves = np.column_stack([errors.mean((1, 2)), np.array([drawn.mean(1)[:REFITS] for drawn in draws(*errors)])]).T
-    return np.array([[*fitted(budgets, curve), curve[-1]] for curve in curves])
+def explained(table: pd.DataFrame, by: str) -> float:
+    """The share of the variance of `sizes`' errors that a quadratic in the logarithm of the column `by` explains."""
+    place = np.log10(table[by])
+    left = table["error"] - np.polyval(np.polyfit(place, table["error"], 2), place)
+    return float(1 - left.var() / table["error"].var())
