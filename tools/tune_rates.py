@@ -34,6 +34,7 @@ TASKS = ["clipart", "emoji", "materials", "letters"]
 # The main network's fine-tuning on a wide grid; the others about what is best there, and wider where that is an end.
 WIDE = [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2], [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
 AFTER_A_PROBE = [1e-5, 1e-4, 1e-3], [1e-4, 1e-3, 1e-2]
+RESIDUAL = [3e-4, 1e-3, 3e-3], [1e-2, 3e-2, 1e-1]
 NARROW = [1e-3, 3e-3, 1e-2], [3e-3, 1e-2, 3e-2]
 DEV_IMAGES = 100  # of a task, that the error is measured on
 BUDGETS, SEED = [16, 64, 256], 1000  # a seed that no published arm uses
@@ -42,8 +43,8 @@ PLACE = ["ratio", "task", "budget", "body_rate", "head_rate"]
 
 def grid(backbone: str, learner: str) -> list[tuple[float, str, int, float, float]]:
     """What is measured: share removed, task, budget, rates of body and head."""
-    main = backbone == list_backbones()[0] and learner == "independent"
-    rates = WIDE if main else AFTER_A_PROBE if learner == "probe_finetune" else NARROW
+    others = AFTER_A_PROBE if learner == "probe_finetune" else RESIDUAL if backbone.startswith("resnet") else NARROW
+    rates = WIDE if (backbone, learner) == (list_backbones()[0], "independent") else others
     shares = [0.0] if backbone.startswith("resnet18") else [0.0, 0.5]  # what is small from the start is not pruned
     return list(itertools.product(shares, TASKS, BUDGETS, *rates))
 
