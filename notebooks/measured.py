@@ -8,7 +8,6 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 import torch
-from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor
 
 from lib.common.paths import PAPER_RECORDS
@@ -129,27 +128,22 @@ def distances(backbone: str, stream: str, missing: str, images: int = 50) -> pd.
     return pd.Series(found, pd.RangeIndex(len(tasks), name="event"), name="distance")
 
 
-def rates_tried(backbone: str, learner: str, granularity: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Mean dev error over tasks at every pair of rates that was tried, and what the committed rule chose.
+def rates_tried(backbone: str, learner: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mean dev error over tasks at every pair of rates that was tried, and at the committed one.
 
     From the records of tools/tune_rates.py. Columns of the first: ratio, budget, body_rate, head_rate, error_dev; of
-    the second: ratio, budget, body, head, best and error_dev (the lowest of the grid, and at the rule's rates). Raises
-    MissingArms where nothing was tuned.
+    the second: ratio, budget, body, head, best and error_dev (the lowest of the grid, and at the committed rates).
+    Raises MissingArms where nothing was tuned.
     """
-    file = PAPER_RECORDS / "tuning" / f"{backbone}-{learner}-{granularity}.parquet"
+    file = PAPER_RECORDS / "tuning" / f"{backbone}-{learner}.parquet"
     if not file.exists():
         raise MissingArms(f"There is no {file.name}: expected the records of the tuning.")
     tuning = pd.read_parquet(file)
     table = tuning.groupby(["ratio", "budget", "body_rate", "head_rate"])["error_dev"].mean().reset_index()
-    rows = []
-    for (ratio, budget), part in table.groupby(["ratio", "budget"]):
-        cells = part.pivot(index="body_rate", columns="head_rate", values="error_dev")
-        pair = rates(learner, backbone, granularity, ratio, budget)
-        surface = RegularGridInterpolator((np.log10(cells.index), np.log10(cells.columns)), cells.to_numpy())
-        ends = [(axis.min(), axis.max()) for axis in (cells.index, cells.columns)]
-        at = [np.log10(np.clip(rate, *end)) for rate, end in zip(pair, ends, strict=True)]
-        rows.append((ratio, budget, *pair, part["error_dev"].min(), float(surface(at)[0])))
-    return table, pd.DataFrame(rows, columns=["ratio", "budget", "body", "head", "best", "error_dev"])
+    body, head = rates(learner, backbone)
+    committed = table[(table["body_rate"] == body) & (table["head_rate"] == head)]
+    rule = committed.rename(columns={"body_rate": "body", "head_rate": "head"}).set_index(["ratio", "budget"])
+    return table, rule.assign(best=table.groupby(["ratio", "budget"])["error_dev"].min()).reset_index()
 
 
 def leads_by_distance(profile: str, records: pd.DataFrame) -> pd.DataFrame:
@@ -161,7 +155,7 @@ def leads_by_distance(profile: str, records: pd.DataFrame) -> pd.DataFrame:
     arm = next(iter(arms_of(profile).values()))
     far = distances(arm["backbone"], arm.get("stream", "pocket"), arm.get("missing", "error"))
     about = arms(records)
-    filters = about[(about["granularity"] == "filter") & (about["ratio"] > 0) & (about["learner"] == "independent")]
+    filters = about[(about["granularity"] == "filter") & (about["ratio"] > 0) & (about["learner"] == "probe")]
     share = some(filters, "a network without some of its inner filters")["ratio"].iloc[0]
     usual = about[(about["ratio"] == share) & (about["how"] == "") & (about["backbone"] == arm["backbone"])]
     probed, tuned = (usual.index[usual["learner"] == learner][0] for learner in ("probe", "independent"))
@@ -169,7 +163,7 @@ def leads_by_distance(profile: str, records: pd.DataFrame) -> pd.DataFrame:
     pairs = {
         "pruned over dense, fine-tuned": ([tuned], dense["fine-tuned"]),
         "pruned over dense, probe": ([probed], dense["probe"]),
-        "inner filters over channels": ([filters.index[0]], [tuned]),
+        "inner filters over channels, probe": ([filters.index[0]], [probed]),
     }
     found = pd.concat({name: leads(records, *pair) for name, pair in pairs.items()}, names=["panel"])
     means = found.groupby(["panel", "event", "task"], sort=False)["points"].mean().reset_index()

@@ -13,7 +13,7 @@ from lib.evidence.style import COLUMN_WIDTH, PAGE_WIDTH, colour_of, in_style, pa
 
 @in_style
 def filters_and_macs(table: pd.DataFrame, message: str) -> Figure:
-    """Filters and million MACs of every site, from the image to the representation: dense in grey, what is left in colour.
+    """Filters and million MACs of every site, from the image to the representation: dense grey, what is left colour.
 
     `table` is that of plans, with a column `ratio`.
     """

@@ -142,11 +142,9 @@ def passes_title(by_compute: float, by_passes: float) -> str:
 
 
 def rates_title(rule: pd.DataFrame) -> str:
-    """What the committed rule loses to the best pair of rates of each panel."""
+    """What the committed pair loses to the best pair of rates of each panel."""
     lost = 100 * (rule["error_dev"] - rule["best"])
-    return (
-        f"One rule loses {lost.mean():.1f} points on average, {lost.max():.1f} at most, to the best rates of each panel"
-    )
+    return f"One pair of rates loses {lost.mean():.1f} points on average, {lost.max():.1f} at most, to the best of each panel"
 
 
 def distance_sentence(table: pd.DataFrame) -> Markdown:
@@ -214,19 +212,18 @@ def passes_sentence(table: pd.DataFrame, by_compute: float, by_passes: float) ->
     """What either explains, and what is left of the spread between networks."""
     left = table["error"].max() - table["error"].min()
     return Markdown(
-        f"**Over {table['arm'].nunique()} networks and {table['budget'].nunique()} budgets errors span {left:.0f} points. "
-        f"A curve in the compute explains {by_compute:.0%} of their variance, one in the image passes {by_passes:.0%}.**"
+        f"**Over {table['arm'].nunique()} networks and {table['budget'].nunique()} budgets errors span {left:.0f} "
+        f"points. A curve in the compute explains {by_compute:.0%} of their variance, in image passes {by_passes:.0%}.**"
     )
 
 
 def rates_sentence(rule: pd.DataFrame) -> Markdown:
-    """The range of the rates of body and head, and what the rule loses where it loses most."""
+    """The committed rates, and what they lose where they lose most."""
     lost = 100 * (rule["error_dev"] - rule["best"])
-    ends = [f"{rule[part].min():.0e} to {rule[part].max():.0e}" for part in ("body", "head")]
     at = rule.loc[lost.idxmax()]
     return Markdown(
-        f"**The rule trains the body at {ends[0]} and the head at {ends[1]}. It loses {lost.max():.1f} points of dev error "
-        f"at most, with {at['ratio']:.0%} removed and a budget of {budget_said(at['budget'])} dense images.**"
+        f"**The committed pair trains the body at {at['body']:g} and the head at {at['head']:g}. It loses "
+        f"{lost.max():.1f} points of dev error at most, with {at['ratio']:.0%} removed and a budget of {budget_said(at['budget'])} dense images.**"
     )
 
 
