@@ -144,7 +144,9 @@ def passes_title(by_compute: float, by_passes: float) -> str:
 def rates_title(rule: pd.DataFrame) -> str:
     """What the committed pair loses to the best pair of rates of each panel."""
     lost = 100 * (rule["error_dev"] - rule["best"])
-    return f"One pair of rates loses {lost.mean():.1f} points on average, {lost.max():.1f} at most, to the best of each panel"
+    return (
+        f"One pair of rates loses {lost.mean():.1f} points on average, {lost.max():.1f} at most, to each panel's best"
+    )
 
 
 def distance_sentence(table: pd.DataFrame) -> Markdown:
@@ -213,7 +215,7 @@ def passes_sentence(table: pd.DataFrame, by_compute: float, by_passes: float) ->
     left = table["error"].max() - table["error"].min()
     return Markdown(
         f"**Over {table['arm'].nunique()} networks and {table['budget'].nunique()} budgets errors span {left:.0f} "
-        f"points. A curve in the compute explains {by_compute:.0%} of their variance, in image passes {by_passes:.0%}.**"
+        f"points. Compute explains {by_compute:.0%} of their variance, image passes {by_passes:.0%}.**"
     )
 
 
@@ -223,7 +225,8 @@ def rates_sentence(rule: pd.DataFrame) -> Markdown:
     at = rule.loc[lost.idxmax()]
     return Markdown(
         f"**The committed pair trains the body at {at['body']:g} and the head at {at['head']:g}. It loses "
-        f"{lost.max():.1f} points of dev error at most, with {at['ratio']:.0%} removed and a budget of {budget_said(at['budget'])} dense images.**"
+        f"{lost.max():.1f} points of dev error at most, with {at['ratio']:.0%} removed and a budget of "
+        f"{budget_said(at['budget'])} dense images.**"
     )
 
 
