@@ -13,13 +13,12 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 EXTRAS := test nevis data cluster browser
 BUILD := build/$(PROFILE)
 STAMPS := $(BUILD)/stamps
-DRAWN := 01_what_pruning_removes 02_error_against_compute 03_improvement_over_dense 04_large_or_small \
-	07_the_stream 08_learners 09_best_ratio
+DRAWN := 01_what_pruning_removes 02_the_front 03_best_size 04_task_by_task 07_the_stream 08_learners 09_image_passes
 # These two need no records and measure for themselves, in minutes: `rerun` draws them.
 MEASURED := 05_zero_shot_fidelity 06_macs_and_measured_time
 # These need arms that the smaller profiles do not have.
 ifeq ($(PROFILE),paper)
-DRAWN += 10_asymptote 11_filter_or_channel 12_which_filters 13_adviser
+DRAWN += 10_rates 11_near_and_far 12_which_filters 13_adviser
 endif
 # Their records are committed: `figures` draws them, `rerun` measures them.
 COMMITTED := paper nevis

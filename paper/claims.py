@@ -20,7 +20,7 @@ from lib.common.errors import UserError, choose
 from lib.common.paths import ROOT
 from lib.evidence import adviser, scaling
 from lib.evidence.analysis import Estimate, carried_on, estimate, leads, mean_accuracy, summarised
-from lib.evidence.records import FAMILIES, MissingArms, of_families
+from lib.evidence.records import COMPARED, FAMILIES, MissingArms, of_families
 from lib.learning.engine import Engine
 from lib.learning.ledger import Ledger
 from lib.learning.training import Recipe, TaskNetwork, fine_tune
@@ -29,6 +29,7 @@ from lib.networks.macs import training_macs
 from lib.pruning import plan_pruning
 from lib.pruning.sites import find_sites
 from lib.pruning.surgery import mask_channels
+from lib.runs.profiles import arms_of
 from lib.streams import Split
 
 CLAIMS = ROOT / "paper" / "claims.yaml"
@@ -117,9 +118,15 @@ def evaluate(claim: Claim, records: Mapping[str, pd.DataFrame]) -> Estimate | Le
         raise NotMeasured(claim.id) from None
 
 
+def _of_groups(*groups: str) -> set[str]:
+    """The arms of groups of the profiles whose records are committed."""
+    return {arm for profile in ("paper", "nevis") for group in groups for arm in arms_of(profile, group)}
+
+
 def _arms(records: pd.DataFrame, names: list[str]) -> list[str]:
     """Arms by their own names or those of families. Raises NotMeasured for one that was not run."""
-    found = [arm for name in names for arm in (of_families(records, name) if name in FAMILIES else [name])]
+    compared = records[records["arm"].isin(_of_groups(*COMPARED))]
+    found = [arm for name in names for arm in (of_families(compared, name) if name in FAMILIES else [name])]
     if not found or not set(found) <= set(records["arm"]):
         raise NotMeasured
     return found
@@ -157,13 +164,14 @@ def share_of_macs(records: pd.DataFrame, arm: str, over: str) -> Estimate:
 @estimator(of_records=True)
 def size_slope(records: pd.DataFrame) -> Estimate:
     """How the best forward MACs of the main network's probes move with the budget: slope of their logarithms."""
-    sizes = records[(records["learner"] == "probe") & (records["ratio"].eq(0) | records["granularity"].eq("channel"))]
-    return Estimate(*scaling.best_sizes(sizes)[["slope", "slope_low", "slope_high"]].iloc[0])
+    _, best = scaling.iso_curves(records[records["arm"].isin(_of_groups(*COMPARED))])["probe"]
+    return Estimate(*best[["slope", "slope_low", "slope_high"]].iloc[0])
 
 
 @estimator(of_records=True)
 def adviser_lead(records: pd.DataFrame) -> Estimate:
     """By how many points the adviser's mean regret is below that of the best fixed choice."""
+    records = records[records["arm"].isin(_of_groups(*COMPARED))]
     if records["arm"].nunique() < 3:
         raise NotMeasured
     table = adviser.regrets(records).pivot_table("regret", ["task", "event"], "policy")

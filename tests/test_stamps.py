@@ -110,7 +110,7 @@ def drawings(*notebooks: str) -> set[str]:
 
 def test_code_that_all_figures_share_changes_every_drawing_and_no_arm(copy):
     found = changed(copy, "lib/evidence/style.py", change_a_number)
-    assert drawings("02_error_against_compute", "05_zero_shot_fidelity", "08_learners") <= found
+    assert drawings("02_the_front", "05_zero_shot_fidelity", "08_learners") <= found
     assert all(name.startswith("drawing/") for name in found)
 
 
@@ -119,13 +119,13 @@ def test_code_that_trains_changes_every_arm_and_the_figures_that_are_measured_wi
     found = changed(copy, "lib/learning/training.py", change_a_number)
     assert training_stamps() <= found
     assert drawings("06_macs_and_measured_time", "experiment") <= found
-    assert not drawings("02_error_against_compute", "08_learners") & found
+    assert not drawings("02_the_front", "08_learners") & found
 
 
 def test_a_module_beside_the_notebooks_changes_the_figures_of_those_that_import_it(copy):
     found = changed(copy, "notebooks/measured.py", lambda code: code.replace("rounds=3", "rounds=4"))
     texts = {file.stem: file.read_text() for file in (copy / "notebooks").glob("*.ipynb")}
-    importing = {name for name, text in texts.items() if re.search("from (measured|explorer) import", text)}
+    importing = {name for name, text in texts.items() if re.search("from (measured|explorer|sentences) import", text)}
     assert "06_macs_and_measured_time" in importing and found == drawings(*importing)
 
 
@@ -138,7 +138,7 @@ def test_a_module_that_trains_counts_whole_for_every_arm(copy, file, code):
 def test_a_package_on_the_way_to_a_module_counts_by_what_runs_when_it_is_imported(copy):
     """What lib.runs imports when it is asked for a run does not make the figures old that look at records."""
     edit(copy / "lib" / "runs" / "__init__.py", lambda code: code + "\n\ndef extra():\n    import lib.pruning.plan\n")
-    drawn = "02_error_against_compute"
+    drawn = "02_the_front"
     assert not drawings(drawn) & changed(copy, "lib/pruning/plan.py", lambda code: code + "\nprint(1)\n")
     edit(copy / "lib" / "runs" / "__init__.py", lambda code: code + "\nimport lib.pruning.plan\n")
     assert drawings(drawn) <= changed(copy, "lib/pruning/plan.py", lambda code: code + "\nprint(2)\n")
@@ -148,7 +148,7 @@ def test_a_package_on_the_way_to_a_module_counts_by_what_runs_when_it_is_importe
 def test_a_reader_of_streams_changes_figures_that_look_at_images_and_no_arm(copy, file):
     """What it reads is in the key of a run, by its content."""
     found = changed(copy, f"lib/streams/{file}", lambda code: code + "\nprint(1)\n")
-    assert drawings("07_the_stream", "11_filter_or_channel") <= found and not training_stamps() & found
+    assert drawings("07_the_stream", "11_near_and_far") <= found and not training_stamps() & found
 
 
 @pytest.mark.parametrize("file", ["tools/pocket/build.py", "tools/execute.py", "tools/estimate.py"])
@@ -314,7 +314,7 @@ def test_prose_and_outputs_of_a_notebook_change_nothing(copy):
     file = "notebooks/experiment.ipynb"
     assert changed(copy, file, lambda text: text.replace("**Shows**", "**Tells**", 1)) == set()
     assert changed(copy, file, lambda text: text.replace("import", "import  ", 1)) == {"notebooks/experiment"}
-    drawn = "notebooks/02_error_against_compute.ipynb"
+    drawn = "notebooks/02_the_front.ipynb"
     assert drawing_hash(copy / drawn) == drawing_hash(paths.ROOT / drawn)
 
 

@@ -66,10 +66,10 @@ def best_sizes(records: pd.DataFrame) -> pd.DataFrame:
         return np.log10([optimum(macs, curve) for curve in of_tasks.mean(-1)])  # errors (budgets, sizes, tasks)
 
     def slope(of_tasks: np.ndarray) -> float:
-        return np.polyfit(np.log10(budgets), places(of_tasks), 1)[0]
+        return float(np.polyfit(np.log10(budgets), places(of_tasks), 1)[0])
 
     rows = [
-        (budget, *(10**end for end in estimate(lambda drawn, at=number: places(drawn)[at], errors)))
+        (budget, *(10**end for end in estimate(lambda drawn, at=number: float(places(drawn)[at]), errors)))
         for number, budget in enumerate(budgets)
     ]
     found = pd.DataFrame(rows, columns=["budget", "macs", "low", "high"])
