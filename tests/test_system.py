@@ -19,7 +19,6 @@ from pandas.testing import assert_frame_equal
 from PIL import Image
 
 from lib.common.paths import ROOT
-from lib.learning.learners import LEARNERS
 from lib.runs.profiles import arms_of
 
 pytestmark = pytest.mark.slow
@@ -115,16 +114,12 @@ def test_figures_come_with_source_data_and_provenance(project):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert len(pd.read_csv(folder / f"{name}.csv")) >= 2
         assert {"notebook", "commit", "packages"} <= json.loads((folder / f"{name}.json").read_text()).keys()
-    gains = pd.read_csv(folder / "03_improvement_over_dense.csv")
-    # The main grid: one criterion, the unit's own network, fine-tuned.
-    grid = {
-        arm
-        for arm, fields in arms_of("smoke", "arms").items()
-        if fields["ratio"] > 0 and fields["criterion"] == "activation"
-    }
-    assert set(gains["arm"]) == grid and len(gains) == 2 * len(grid)
-    learners = pd.read_csv(folder / "08_learners.csv")["learner"].unique()
-    assert {*LEARNERS, "independent, searched"} == set(learners)
+    fronts = pd.read_csv(folder / "02_the_front.csv")
+    families = {"dense, probe", "dense, fine-tuned", "pruned, probe", "pruned, fine-tuned", "other network"}
+    assert set(fronts["family"]) == families and set(fronts["budget"]) == {4, 16}
+    learners = {"probe", "probe, then fine-tuned", "last stage", "norms", "from the last task", "from the nearest task"}
+    found = pd.read_csv(folder / "08_learners.csv")
+    assert set(found["learner"]) == learners | {"fine-tuned, rates searched"}
 
 
 def test_executed_notebooks_are_complete_and_silent(project):
