@@ -8,13 +8,13 @@ import pandas as pd
 import yaml
 from ipywidgets import HTML, Button, Dropdown, FloatSlider, HBox, Image, Layout, Text, VBox
 from matplotlib.figure import Figure
+from style import PAGE_WIDTH, budget_axis, in_style, picture
 from torch import Tensor
 
 from lib.common.errors import UserError
 from lib.common.files import atomic_path
 from lib.common.paths import BUILD
 from lib.evidence.records import COMPARED, arms, load_records
-from lib.evidence.style import PAGE_WIDTH, budget_axis, in_style, picture
 from lib.networks.backbone import Backbone, load_backbone, normalised
 from lib.networks.macs import forward_macs
 from lib.networks.measure import fidelity, measure_latency

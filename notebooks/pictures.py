@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-from lib.evidence.style import COLUMN_WIDTH, PAGE_WIDTH, colour_of, in_style, panels
+from style import COLUMN_WIDTH, PAGE_WIDTH, colour_of, in_style, panels
 
 
 @in_style

@@ -3,9 +3,9 @@
 import pandas as pd
 from IPython.display import Markdown
 from scipy.stats import spearmanr
+from style import budget_said
 
 from lib.evidence.analysis import MARGIN
-from lib.evidence.style import budget_said
 
 
 def listed(words: list[str]) -> str:

@@ -2,12 +2,14 @@
 
 from itertools import pairwise
 
+import drawing
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import seaborn as sns
+import style
 from bs4 import BeautifulSoup
 from helpers import ERRORS, records_of
 from matplotlib.figure import Figure
@@ -15,7 +17,7 @@ from nbconvert import HTMLExporter
 from test_scaling import shifting
 
 from lib.common.paths import ROOT
-from lib.evidence import figures, scaling, style
+from lib.evidence import scaling
 from lib.evidence.analysis import alternatives, leads, learners_compared
 
 PROBED = {("dense probe", 64): [0.4, 0.4, 0.4], ("half probe", 64): [0.3, 0.3, 0.3]}
@@ -31,7 +33,7 @@ def some_records() -> pd.DataFrame:
 
 
 def front_figure() -> Figure:
-    return figures.fronts({"the pocket stream": some_records()}, "A message")
+    return drawing.fronts({"the pocket stream": some_records()}, "A message")
 
 
 SETTINGS = {
@@ -67,7 +69,7 @@ def test_a_figure_is_the_same_whatever_is_set_and_leaves_it_so(name, expected):
 def test_a_figure_that_fails_leaves_the_settings_as_they_were():
     before = dict(mpl.rcParams)
     with pytest.raises(KeyError):
-        figures.fronts({"empty": pd.DataFrame({"arm": ["dense"]})}, "A message")
+        drawing.fronts({"empty": pd.DataFrame({"arm": ["dense"]})}, "A message")
     assert dict(mpl.rcParams) == before
 
 
@@ -105,26 +107,26 @@ def all_figures(records: pd.DataFrame) -> dict[str, Figure]:
         {"ratio": 0.5, "budget": 64, "body_rate": [1e-3, 1e-2] * 2, "head_rate": [1e-2] * 2 + [1e-1] * 2}
     )
     return {
-        "fronts": figures.fronts({"one": records, "two": records}, "A message"),
-        "map": figures.task_map({"over dense": lead, "over all": lead}, "A message"),
-        "passes": figures.image_passes(table, "A message"),
-        "learners": figures.learners(learners_compared(records), "A message"),
-        "dots": figures.dots(alternatives(records), "A message", "points"),
-        "distance": figures.by_distance(
+        "fronts": drawing.fronts({"one": records, "two": records}, "A message"),
+        "map": drawing.task_map({"over dense": lead, "over all": lead}, "A message"),
+        "passes": drawing.image_passes(table, "A message"),
+        "learners": drawing.learners(learners_compared(records), "A message"),
+        "dots": drawing.dots(alternatives(records), "A message", "points"),
+        "distance": drawing.by_distance(
             lead.assign(panel="one", distance=[0.1, 0.2, 0.3] * (len(lead) // 3)), "A message"
         ),
-        "rates": figures.rates(
+        "rates": drawing.rates(
             tuned.assign(error_dev=[0.1, 0.2, 0.3, 0.4]),
             pd.DataFrame({"ratio": [0.5], "budget": [64], "body": [1e-3], "head": [1e-2]}),
             "A message",
         ),
-        "run": figures.one_run(records[records["arm"] == "dense"]),
+        "run": drawing.one_run(records[records["arm"] == "dense"]),
     }
 
 
 def test_every_figure_has_its_message_words_and_8_point_type():
     sized = {
-        "iso": figures.iso_flop({"probe": (scaling.sizes(shifting()), scaling.best_sizes(shifting()))}, "A message")
+        "iso": drawing.iso_flop({"probe": (scaling.sizes(shifting()), scaling.best_sizes(shifting()))}, "A message")
     }
     for name, figure in {**all_figures(some_records()), **sized}.items():
         assert style.picture(figure).data.startswith(b"\x89PNG") and figure.get_label()
@@ -140,7 +142,7 @@ def test_what_is_drawn_is_what_the_table_says():
     drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
     assert drawn["dense, fine-tuned"] == pytest.approx([110 / 3, 160 / 3])
     assert drawn["pruned, probe"] == pytest.approx([70]) and drawn["raw pixels"] == pytest.approx([40])
-    (cells, *_) = figures.task_map({"one": leads(records_of(ERRORS), ["half"], ["dense"])}, "A message").axes[0].images
+    (cells, *_) = drawing.task_map({"one": leads(records_of(ERRORS), ["half"], ["dense"])}, "A message").axes[0].images
     np.testing.assert_allclose(cells.get_array(), [[10, -10], [20, 0], [10, -10]], atol=1e-9)
 
 

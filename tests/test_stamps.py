@@ -99,7 +99,7 @@ def test_stamps_keep_their_time_when_nothing_changed(copy):
     assert len(files) > 5 and all(file.stat().st_mtime == 1000 for file in files)
 
 
-@pytest.mark.parametrize("file", ["lib/evidence/style.py", "lib/learning/training.py", "lib/networks/backbone.py"])
+@pytest.mark.parametrize("file", ["notebooks/style.py", "lib/learning/training.py", "lib/networks/backbone.py"])
 def test_comments_change_no_stamp(copy, file):
     assert changed(copy, file, add_a_comment) == set()
 
@@ -109,7 +109,7 @@ def drawings(*notebooks: str) -> set[str]:
 
 
 def test_code_that_all_figures_share_changes_every_drawing_and_no_arm(copy):
-    found = changed(copy, "lib/evidence/style.py", change_a_number)
+    found = changed(copy, "notebooks/style.py", change_a_number)
     assert drawings("02_the_front", "05_zero_shot_fidelity", "08_learners") <= found
     assert all(name.startswith("drawing/") for name in found)
 

@@ -147,7 +147,7 @@ def test_second_make_changes_no_file(project):
 def test_edited_plots_are_redrawn_without_training(project):
     arms, runs = project.times("build/smoke/arms"), project.times("build/runs")
     figures = project.times("figures/smoke")
-    project.edit("lib/evidence/style.py", "len('an edit')")
+    project.edit("notebooks/style.py", "len('an edit')")
     project.make()
     assert project.times("build/smoke/arms") == arms and project.times("build/runs") == runs
     redrawn = project.times("figures/smoke")

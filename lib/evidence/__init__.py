@@ -1,1 +1,1 @@
-"""From records to statements: tables with intervals, scaling, the adviser, figures."""
+"""From records to statements: tables with intervals, the best size, the adviser."""

@@ -85,7 +85,7 @@ def regrets(records: pd.DataFrame) -> pd.DataFrame:
 def mean_regrets(table: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
     """Mean regret of each policy over budgets and tasks, the lowest first, with its 95 % interval over tasks.
 
-    `labels` are what arms are called. Columns, for `figures.dots`: panel (""), label, budget (0), points, low, high.
+    `labels` are what arms are called. Columns, for drawing: panel (""), label, budget (0), points, low, high.
     """
     of_task = table.groupby(["policy", "event"], sort=False)["regret"].mean().unstack("event")
     found = pd.DataFrame(

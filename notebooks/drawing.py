@@ -5,11 +5,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from lib.evidence.analysis import front, mean_accuracy
-from lib.evidence.records import CONTROLS
-from lib.evidence.scaling import parabola
-from lib.evidence.style import (
+from style import (
     COLUMN_WIDTH,
     PAGE_WIDTH,
     TYPE,
@@ -22,6 +18,10 @@ from lib.evidence.style import (
     panels,
     short,
 )
+
+from lib.evidence.analysis import front, mean_accuracy
+from lib.evidence.records import CONTROLS
+from lib.evidence.scaling import parabola
 
 ACCURACY = "accuracy (%, mean over tasks)"
 POINTS = "points of accuracy"
