@@ -3,6 +3,7 @@
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from style import (
@@ -137,29 +138,20 @@ def task_map(blocks: dict[str, pd.DataFrame], message: str) -> Figure:
     first = next(iter(tables.values())).drop_duplicates("event")
     figure, grid = panels(len(blocks), 1.0 + 0.17 * len(first), message, sharey=True)
     limit = max(np.abs(table["points"]).quantile(0.95) for table in tables.values())
+    look = {"cmap": "RdBu", "center": 0, "vmin": -limit, "vmax": limit, "cbar": False}
     for axes, (name, table) in zip(grid, tables.items(), strict=True):
         cells = table.pivot(index="event", columns="budget", values="points").reindex(first["event"])
-        image = axes.imshow(cells, aspect="auto", cmap="RdBu", vmin=-limit, vmax=limit)
-        axes.set_title(name)
-        axes.set_xticks(range(cells.shape[1]), map(budget_said, cells.columns))
-        axes.set_xlabel("budget (dense images)")
-        for (row, column), points in np.ndenumerate(cells.to_numpy()):
-            dark = abs(points) > 0.6 * limit
-            axes.text(
-                column,
-                row,
-                f"{round(points):+d}" if round(points) else "0",
-                ha="center",
-                va="center",
-                color="white" if dark else "black",
-            )
+        said = cells.map(lambda points: f"{round(points):+d}" if round(points) else "0")
+        sns.heatmap(cells, annot=said, fmt="", annot_kws={"size": TYPE}, ax=axes, **look)
+        axes.set(title=name, xlabel="budget (dense images)", ylabel="")
+        axes.set_xticks(np.arange(cells.shape[1]) + 0.5, map(budget_said, cells.columns), rotation=0)
     names = first["task"].str.replace("_", " ") + " (" + first["domain"] + ")"
-    grid[0].set_yticks(range(len(first)), names)
+    grid[0].set_yticks(np.arange(len(first)) + 0.5, names, rotation=0)
     for axes in grid:
         axes.tick_params(length=0)
         for edge in np.flatnonzero(first["domain"].to_numpy()[1:] != first["domain"].to_numpy()[:-1]):
-            axes.axhline(edge + 0.5, color="white", linewidth=2)
-    figure.colorbar(image, ax=grid, label=f"lead in {POINTS}", pad=0.01, aspect=30)
+            axes.axhline(edge + 1, color="white", linewidth=2)
+    figure.colorbar(grid[-1].collections[0], ax=grid, label=f"lead in {POINTS}", pad=0.01, aspect=30)
     return figure
 
 

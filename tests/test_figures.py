@@ -142,8 +142,10 @@ def test_what_is_drawn_is_what_the_table_says():
     drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
     assert drawn["dense, fine-tuned"] == pytest.approx([110 / 3, 160 / 3])
     assert drawn["pruned, probe"] == pytest.approx([70]) and drawn["raw pixels"] == pytest.approx([40])
-    (cells, *_) = drawing.task_map({"one": leads(records_of(ERRORS), ["half"], ["dense"])}, "A message").axes[0].images
-    np.testing.assert_allclose(cells.get_array(), [[10, -10], [20, 0], [10, -10]], atol=1e-9)
+    (cells, *_) = (
+        drawing.task_map({"one": leads(records_of(ERRORS), ["half"], ["dense"])}, "A message").axes[0].collections
+    )
+    np.testing.assert_allclose(cells.get_array().reshape(3, 2), [[10, -10], [20, 0], [10, -10]], atol=1e-9)
 
 
 def test_names_at_the_ends_of_lines_do_not_touch():
