@@ -33,7 +33,7 @@ TUNING = PAPER_RECORDS / "tuning"
 TASKS = ["clipart", "emoji", "materials", "letters"]
 # The main network's fine-tuning on a wide grid; the others about what is best there, and wider where that is an end.
 WIDE = [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2], [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
-AFTER_A_PROBE = [1e-5, 1e-4, 1e-3], [1e-4, 1e-3, 1e-2]
+AFTER_A_PROBE = [1e-6, 1e-5, 1e-4, 1e-3], [1e-5, 1e-4, 1e-3]
 RESIDUAL = [3e-4, 1e-3, 3e-3], [1e-2, 3e-2, 1e-1]
 NARROW = [1e-3, 3e-3, 1e-2], [3e-3, 1e-2, 3e-2]
 DEV_IMAGES = 100  # of a task, that the error is measured on
