@@ -1,7 +1,7 @@
 """Fit lib/learning/rates.json: `python -m tools.tune_rates [BACKBONE [LEARNER]]`.
 
-Trains the tuning tasks of the pocket stream at a grid of rates of body and head, dense and with half of the channels
-removed, at a few budgets, and looks at dev images alone. The records lie in paper/records/tuning, one file for each
+Trains the tuning tasks of the pocket stream at a grid of rates of body and head, dense and, where all layers are
+trained, with half of the channels removed, at a few budgets, and looks at dev images alone. The records lie in paper/records/tuning, one file for each
 network and learner; a run that is killed goes on, and without a name (`make rates`) nothing is measured and the table
 is made anew from all files. The rates are those of the lowest mean error, once over all data sets and once without
 each of them. The compute of this is charged to no task: that is why no task takes part in its own rates.
@@ -45,7 +45,9 @@ def grid(backbone: str, learner: str) -> list[tuple[float, str, int, float, floa
     """What is measured: share removed, task, budget, rates of body and head."""
     others = AFTER_A_PROBE if learner == "probe_finetune" else RESIDUAL if backbone.startswith("resnet") else NARROW
     rates = WIDE if (backbone, learner) == (list_backbones()[0], "independent") else others
-    shares = [0.0] if backbone.startswith("resnet18") else [0.0, 0.5]  # what is small from the start is not pruned
+    # What is small from the start is not pruned; and all layers trained, dense and pruned want the same rates.
+    both = learner == "independent" and not backbone.startswith("resnet18")
+    shares = [0.0, 0.5] if both else [0.0]
     return list(itertools.product(shares, TASKS, BUDGETS, *rates))
 
 
