@@ -1,10 +1,11 @@
 """Fit lib/learning/rates.json: `python -m tools.tune_rates [BACKBONE [LEARNER]]`.
 
 Trains the tuning tasks of the pocket stream at a grid of rates of body and head, dense and, where all layers are
-trained, with half of the channels removed, at a few budgets, and looks at dev images alone. The records lie in paper/records/tuning, one file for each
-network and learner; a run that is killed goes on, and without a name (`make rates`) nothing is measured and the table
-is made anew from all files. The rates are those of the lowest mean error, once over all data sets and once without
-each of them. The compute of this is charged to no task: that is why no task takes part in its own rates.
+trained, with half of the channels removed, at a few budgets, and looks at dev images alone. The records lie in
+paper/records/tuning, one file for each network and learner; a run that is killed goes on, and without a name
+(`make rates`) nothing is measured and the table is made anew from all files. The rates are those of the lowest mean
+error, once over all data sets and once without each of them. The compute of this is charged to no task: that is why
+no task takes part in its own rates.
 """
 
 import itertools
