@@ -36,6 +36,7 @@ TASKS = ["clipart", "emoji", "materials", "letters"]
 WIDE = [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2], [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
 AFTER_A_PROBE = [1e-6, 1e-5, 1e-4, 1e-3], [1e-5, 1e-4, 1e-3]
 RESIDUAL = [3e-4, 1e-3, 3e-3], [1e-2, 3e-2, 1e-1]
+NORMS = [3e-3, 1e-2, 3e-2, 1e-1], [3e-3, 1e-2, 3e-2]
 NARROW = [1e-3, 3e-3, 1e-2], [3e-3, 1e-2, 3e-2]
 DEV_IMAGES = 100  # of a task, that the error is measured on
 BUDGETS, SEED = [16, 64, 256], 1000  # a seed that no published arm uses
@@ -44,8 +45,10 @@ PLACE = ["ratio", "task", "budget", "body_rate", "head_rate"]
 
 def grid(backbone: str, learner: str) -> list[tuple[float, str, int, float, float]]:
     """What is measured: share removed, task, budget, rates of body and head."""
-    others = AFTER_A_PROBE if learner == "probe_finetune" else RESIDUAL if backbone.startswith("resnet") else NARROW
-    rates = WIDE if (backbone, learner) == (list_backbones()[0], "independent") else others
+    of_learner = {"probe_finetune": AFTER_A_PROBE, "norms": NORMS}
+    rates = of_learner.get(learner, RESIDUAL if backbone.startswith("resnet") else NARROW)
+    if (backbone, learner) == (list_backbones()[0], "independent"):
+        rates = WIDE
     # What is small from the start is not pruned; and all layers trained, dense and pruned want the same rates.
     both = learner == "independent" and not backbone.startswith("resnet18")
     shares = [0.0, 0.5] if both else [0.0]
