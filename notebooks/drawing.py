@@ -197,7 +197,7 @@ def learners(table: pd.DataFrame, message: str) -> Figure:
 
 
 @in_style
-def dots(table: pd.DataFrame, message: str, called: str, width: float = PAGE_WIDTH) -> Figure:
+def dots(table: pd.DataFrame, message: str, called: str) -> Figure:
     """Differences in points with their 95 % intervals over tasks: a row per alternative, a colour per budget.
 
     Columns of the table: panel, label, budget, points, low, high. A panel each, with rows of its own; `called` is
@@ -205,7 +205,7 @@ def dots(table: pd.DataFrame, message: str, called: str, width: float = PAGE_WID
     """
     names = list(table["panel"].unique())
     rows = table.groupby("panel")["label"].nunique().max()
-    figure, grid = panels(len(names), 1.0 + 0.24 * rows, message, width, sharex=True)
+    figure, grid = panels(len(names), 1.0 + 0.24 * rows, message, sharex=True)
     budgets = sorted(table["budget"].unique())
     colours = dict(zip(budgets, mpl.colormaps["viridis"](np.linspace(0.1, 0.75, len(budgets))), strict=True))
     for axes, name in zip(grid, names, strict=True):

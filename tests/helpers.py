@@ -253,6 +253,7 @@ def records_of(errors: dict[tuple[str, int], list[float]], **changed: object) ->
             "total_macs": 1000 * budget,
             "forward_macs": 60 if arm.startswith("half") else 100,
             "image_passes": budget,
+            "note": "",
         }
         for (arm, budget), of_tasks in errors.items()
         for event, error in enumerate(of_tasks)

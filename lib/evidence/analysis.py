@@ -196,14 +196,21 @@ def learners_compared(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def alternatives(records: pd.DataFrame) -> pd.DataFrame:
-    """Other ways to prune as much, against the usual one, fine-tuned and probed: `against`, after panel and label."""
+    """Other ways to prune, against the usual one, fine-tuned and probed: `against`, after panel and label.
+
+    The usual one removes the share that most others do; another share is said. Budgets that did not pay for looking at
+    a task's images are left out.
+    """
     about, tables = arms(records), []
-    own = about[about["ratio"] > 0]
-    for (_, learner, _), part in own.groupby(["backbone", "learner", "ratio"], sort=False):
-        usual, others = part.index[part["how"] == ""], part.index[part["how"] != ""]
+    short = records.groupby(["arm", "budget"])["note"].transform(lambda notes: (notes != "").any())
+    for (*_, learner), part in about[about["ratio"] > 0].groupby(["backbone", "image_size", "learner"], sort=False):
+        others = part[part["how"] != ""]
+        ratio = others["ratio"].mode().max()
+        usual = part.index[(part["how"] == "") & (part["ratio"] == ratio)]
         if len(usual) and len(others):
-            found = against(records, usual[0], others)
-            tables.append(found.assign(panel=said(learner), label=found["arm"].map(about["how"])))
+            shares = others["ratio"].map(lambda share, usual=ratio: f", {share:.0%} removed" if share != usual else "")
+            found = against(records[~short], usual[0], others.index)
+            tables.append(found.assign(panel=said(learner), label=found["arm"].map(others["how"] + shares)))
     return some(pd.concat([pd.DataFrame(), *tables]), "other criteria and repairs").reset_index(drop=True)
 
 
