@@ -236,7 +236,7 @@ def by_distance(table: pd.DataFrame, message: str) -> Figure:
         part = table[table["panel"] == name]
         axes.plot(part["distance"], part["points"], "o", color=colour_of("pruned"))
         axes.axhline(0, color="black", linewidth=0.8)
-        axes.set(title=name, xlabel="distance to the pretraining images (nats)")
+        axes.set(title=name, xlabel="distance (nats)")
     grid[0].set_ylabel(POINTS)
     return figure
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lib.common.paths import PAPER_RECORDS
 from lib.evidence.analysis import leads
-from lib.evidence.records import MissingArms, arms, of_families, said, some
+from lib.evidence.records import COMPARED, MissingArms, arms, of_families, said, some
 from lib.learning.rates import rates
 from lib.learning.training import TaskNetwork
 from lib.networks.backbone import Backbone, load_backbone, normalised
@@ -37,7 +37,7 @@ def mixed_images(count: int, image_size: int) -> Tensor:
 
 def pruned_networks(profile: str) -> tuple[Backbone, dict[float, PruningPlan], int]:
     """The main network of a profile, a plan for each share that the profile removes of it, and its size in pixels."""
-    arms = list(arms_of(profile).values())
+    arms = [arm for group in COMPARED for arm in arms_of(profile, group).values()]
     backbone, own = arms[0]["backbone"], [arm for arm in arms if arm["backbone"] == arms[0]["backbone"]]
     dense, size = load_backbone(backbone), arms[0].get("image_size") or best_image_size(backbone)
     seen = normalised(calibration_images(64, size).permute(0, 3, 1, 2), dense)

@@ -28,7 +28,7 @@ def filters_and_macs(table: pd.DataFrame, message: str) -> Figure:
             left = table.loc[table["ratio"] == ratio, f"{prefix}after"] / unit
             axes.step(sites, left, where="mid", color=colour, label=f"{ratio:.0%} removed")
         axes.set(xlabel="site, from image to representation", title=called)
-    grid[1].legend(loc="upper right")
+    figure.legend(*grid[1].get_legend_handles_labels(), loc="outside lower center", ncols=len(ratios) + 1)
     return figure
 
 

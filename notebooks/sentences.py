@@ -163,14 +163,12 @@ def distance_sentence(table: pd.DataFrame) -> Markdown:
 def distance_title(table: pd.DataFrame) -> str:
     """Whether any lead is related to the distance."""
     found = {name: spearmanr(part["distance"], part["points"]) for name, part in table.groupby("panel", sort=False)}
-    sure = [
-        f"{name} {'grows' if rank.statistic > 0 else 'falls'}" for name, rank in found.items() if rank.pvalue < 0.05
-    ]
-    return (
-        f"With the distance, {listed(sure)}"
-        if sure
-        else "No lead is sure to depend on how far a task is from pretraining"
-    )
+    grows = [name for name, rank in found.items() if rank.pvalue < 0.05 and rank.statistic > 0]
+    falls = [name for name, rank in found.items() if rank.pvalue < 0.05 and rank.statistic < 0]
+    said = [f"larger: {listed(grows)}"] * bool(grows) + [f"smaller: {listed(falls)}"] * bool(falls)
+    if not said:
+        return "No lead is sure to depend on how far a task is from pretraining"
+    return f"The further from the pretraining images, the {'; the '.join(said)}"
 
 
 def dots_title(table: pd.DataFrame) -> str:
