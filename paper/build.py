@@ -126,7 +126,7 @@ def _numbers(records: dict[str, pd.DataFrame]) -> dict[str, str]:
         "nevis all": str(len(list_tasks(nevis.stream))),
         "nevis absent": str(len(absent(nevis.stream))),
         "nevis test": f"{nevis.evaluation_images:,}",
-        "shared budget": str(max(arms["dense-seed1"]["budgets"])),
+        "shared budget": str(min(max(fields["budgets"]) for fields in arms.values())),
         "arms": str(sum("seed" not in fields for fields in arms.values())),
         "runs": str(len(arms) + len(arms_of("nevis"))),
         "core hours": f"{spent / 3600:.1f}",
@@ -172,8 +172,9 @@ def _front(records: dict[str, pd.DataFrame]) -> str:
     columns = {}
     for stream, of_stream in records.items():
         table = front(carried_on(of_stream)).pivot(index="family", columns="budget", values="accuracy")
-        columns |= {f"{stream} {budget}": values.round(1) for budget, values in table.items()}
-    return _tabular(pd.DataFrame(columns).reindex(FAMILIES).reset_index(names="family"))
+        columns |= {f"{stream} {budget}": values for budget, values in table.items()}
+    said = pd.DataFrame(columns).reindex(FAMILIES).map(lambda value: "--" if pd.isna(value) else f"{value:.1f}")
+    return _tabular(said.reset_index(names="family"))
 
 
 def _compared(of_stream: pd.DataFrame) -> pd.DataFrame:
