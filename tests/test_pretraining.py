@@ -17,6 +17,7 @@ from lib.networks.backbone import list_backbones, load_backbone
 from lib.networks.catalogue import RESNETS_64, WEIGHTS, build_resnet_64
 from lib.networks.macs import forward_macs
 from tools.pretrain import (
+    TRIED,
     PretrainSpec,
     class_group,
     loss_of,
@@ -176,6 +177,16 @@ def test_card_measures_the_weights(archive, tmp_path):
     alone = spec(distillation=0, blocks=1)
     pretrain(alone, archive, tmp_path / "alone")
     assert write_card(alone, archive, tmp_path / "alone")["teacher"] is None
+
+
+def test_what_else_was_tried_differs_from_the_recipe_in_what_it_says():
+    tried = json.loads(TRIED.read_text())
+    assert all(row.keys() == {"network", "epochs", "blocks", "what", "top1"} for row in tried)
+    assert {row["network"] for row in tried} <= RESNETS_64.keys() and all(0 < row["top1"] < 1 for row in tried)
+    # At equal epochs the recipe's own trial is the best.
+    short = [row for row in tried if row["epochs"] == 4]
+    assert "(the recipe)" in max(short, key=lambda row: row["top1"])["what"]
+    assert (PretrainSpec().distillation, PretrainSpec().temperature) == (0.5, 2)
 
 
 def test_crops_stay_within_the_image_and_the_whole_image_is_one(archive):

@@ -437,7 +437,7 @@ LICENCE = (
 )
 
 
-# What else was tried, at equal epochs on a small network: written by hand from the runs' output.
+# What else was tried, top-1 on the validation images: written by hand from the runs' output.
 TRIED = Path(__file__).with_name("pretrain_tried.json")
 
 
