@@ -1,11 +1,11 @@
 """Fit lib/learning/rates.json: `python -m tools.tune_rates [BACKBONE [LEARNER]]`.
 
-Trains the tuning tasks of the pocket stream at a grid of rates of body and head, dense and, where all layers are
-trained, with half of the channels removed, at a few budgets, and looks at dev images alone. The records lie in
-paper/records/tuning, one file for each network and learner; a run that is killed goes on, and without a name
-(`make rates`) nothing is measured and the table is made anew from all files. The rates are those of the lowest mean
-error, once over all data sets and once without each of them. The compute of this is charged to no task: that is why
-no task takes part in its own rates.
+Trains the tuning tasks of the pocket stream at a grid of rates of body and head, dense and, where all layers of the
+main network are trained, with half of the channels removed, at a few budgets, and looks at dev images alone. The
+records lie in paper/records/tuning, one file for each network and learner; a run that is killed goes on, and without
+a name (`make rates`) nothing is measured and the table is made anew from all files. The rates are those of the lowest
+mean error, once over all data sets and once without each of them. The compute of this is charged to no task: that is
+why no task takes part in its own rates.
 """
 
 import itertools
@@ -34,7 +34,7 @@ TUNING = PAPER_RECORDS / "tuning"
 TASKS = ["clipart", "emoji", "materials", "letters"]
 # The main network's fine-tuning on a wide grid; the others about what is best there, and wider where that is an end.
 WIDE = [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2], [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
-AFTER_A_PROBE = [1e-6, 1e-5, 1e-4, 1e-3], [1e-5, 1e-4, 1e-3]
+AFTER_A_PROBE = [1e-6, 1e-5, 1e-4, 1e-3], [1e-4, 1e-3, 1e-2]
 RESIDUAL = [3e-4, 1e-3, 3e-3], [1e-2, 3e-2, 1e-1]
 NORMS = [3e-3, 1e-2, 3e-2, 1e-1], [3e-3, 1e-2, 3e-2]
 NARROW = [1e-3, 3e-3, 1e-2], [3e-3, 1e-2, 3e-2]
@@ -47,11 +47,9 @@ def grid(backbone: str, learner: str) -> list[tuple[float, str, int, float, floa
     """What is measured: share removed, task, budget, rates of body and head."""
     of_learner = {"probe_finetune": AFTER_A_PROBE, "norms": NORMS}
     rates = of_learner.get(learner, RESIDUAL if backbone.startswith("resnet") else NARROW)
+    shares = [0.0]
     if (backbone, learner) == (list_backbones()[0], "independent"):
-        rates = WIDE
-    # What is small from the start is not pruned; and all layers trained, dense and pruned want the same rates.
-    both = learner == "independent" and not backbone.startswith("resnet18")
-    shares = [0.0, 0.5] if both else [0.0]
+        rates, shares = WIDE, [0.0, 0.5]  # dense and pruned want the same
     return list(itertools.product(shares, TASKS, BUDGETS, *rates))
 
 

@@ -184,11 +184,11 @@ def _unknown(name: str, model: str, known: list[str]) -> str:
     return f"Unknown network {name!r}: expected a name of that library, such as {', '.join(close)}."
 
 
+for _name in LITES:
+    register(_name, Entry(partial(_build_lite, _name), _load_from_package, offline=True))
 for _name in RESNETS_64:
     if (WEIGHTS / f"{_name}.safetensors").exists():
         register(_name, Entry(partial(build_resnet_64, _name), _load_shipped, offline=True))
-for _name in LITES:
-    register(_name, Entry(partial(_build_lite, _name), _load_from_package, offline=True))
 for _name in TORCHVISION:
     register(_name, torchvision_network(_name))
 for _name in TIMM:
