@@ -17,11 +17,11 @@ from tools.tune_rates import PLACE, TASKS, grid
 def errors_with_best_rates(body: float, head: float, tasks: list[str] = TASKS) -> pd.DataFrame:
     """Records of a small network's grid whose error is lowest at known rates; for the first task, at others."""
     rows = []
-    for place in grid("resnet18half_64", "norms"):
+    for place in grid("resnet18half_64", "last_stage"):
         row = dict(zip(PLACE, place, strict=True))
         apart = np.log10([row["body_rate"] / body, row["head_rate"] / head])
         if row["task"] == TASKS[0]:
-            apart = np.log10([row["body_rate"] / 1e-3, row["head_rate"] / 3e-3]) * 5
+            apart = np.log10([row["body_rate"] / 1e-3, row["head_rate"] / 1e-2]) * 5
         if row["task"] in tasks:
             rows.append({**row, "error_dev": 0.3 + 0.1 * abs(apart).sum()})
     return pd.DataFrame(rows)
@@ -31,15 +31,15 @@ def test_the_table_is_made_of_whole_records_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(tune_rates, "TABLE", tmp_path / "rates.json")
     monkeypatch.setattr(tune_rates, "TUNING", tmp_path)
     monkeypatch.setattr(tune_rates, "measure", None)
-    file = tmp_path / "resnet18half_64-norms.parquet"
-    errors_with_best_rates(3e-3, 1e-2).to_parquet(file)
+    file = tmp_path / "resnet18half_64-last_stage.parquet"
+    errors_with_best_rates(3e-3, 3e-2).to_parquet(file)
     tune_rates.main()
-    found = json.loads((tmp_path / "rates.json").read_text())["resnet18half_64"]["norms"]
+    found = json.loads((tmp_path / "rates.json").read_text())["resnet18half_64"]["last_stage"]
     assert set(found) == {rates.ALL, *TASKS}
-    assert found[TASKS[0]] == {"body": 3e-3, "head": 1e-2}  # without the task that wants others
-    assert found[rates.ALL] == found[TASKS[1]] == {"body": 1e-3, "head": 3e-3}
-    errors_with_best_rates(3e-3, 1e-2, TASKS[:2]).to_parquet(file)
-    with pytest.raises(UserError, match=r"lacks 54 records .*`python -m tools\.tune_rates resnet18half_64 norms"):
+    assert found[TASKS[0]] == {"body": 3e-3, "head": 3e-2}  # without the task that wants others
+    assert found[rates.ALL] == found[TASKS[1]] == {"body": 1e-3, "head": 1e-2}
+    errors_with_best_rates(3e-3, 3e-2, TASKS[:2]).to_parquet(file)
+    with pytest.raises(UserError, match=r"lacks 54 records .*`python -m tools\.tune_rates resnet18half_64 last_stage"):
         tune_rates.main()
 
 
@@ -72,5 +72,5 @@ def test_tuning_writes_the_fastest_and_leaves_other_rows(table, capsys):
 
 @pytest.mark.parametrize(("arguments", "wrong"), [(["tpu"], "tpu"), (["cpu", "alexnet"], "alexnet")])
 def test_what_cannot_be_tuned_is_named(table, arguments, wrong):
-    with pytest.raises(UserError, match=f"Cannot tune {wrong}: expected cpu or cuda, and some of resnet26_64"):
+    with pytest.raises(UserError, match=f"Cannot tune {wrong}: expected cpu or cuda, and some of efficientnet_lite0"):
         main(*arguments)
