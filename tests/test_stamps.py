@@ -328,9 +328,9 @@ def test_arms_that_a_profile_runs_with_more_seeds_or_budgets_are_in_it():
 
 def test_a_seed_of_an_arm_differs_in_the_seed_alone_and_budgets_are_added_in_order():
     arms = arms_of("paper")
-    assert arms["pruned_50-seed1"] == {**arms["pruned_50"], "seed": 1, "budgets": arms["l1_50"]["budgets"]}
+    assert arms["probe_random_25-seed1"] == {**arms["probe_random_25"], "seed": 1}
     longer = tomllib.loads(profiles.PROFILES.read_text())["paper"]["long"]["pruned_50"]
-    assert longer and arms["pruned_50"]["budgets"] == [*arms["l1_50"]["budgets"], *longer]
+    assert longer and arms["pruned_50"]["budgets"] == [*arms["norms_50"]["budgets"], *longer]
 
 
 def test_the_pocket_profile_is_the_paper_s_on_fewer_test_images():
