@@ -327,10 +327,10 @@ def test_arms_that_a_profile_runs_with_more_seeds_or_budgets_are_in_it():
 
 
 def test_a_seed_of_an_arm_differs_in_the_seed_alone_and_budgets_are_added_in_order():
-    written, arms = tomllib.loads(profiles.PROFILES.read_text()), arms_of("paper")
-    usual, longer = written["grid"]["common"]["budgets"], written["paper"]["long"]["pruned_50"]
-    assert arms["pruned_50-seed1"] == {**arms["pruned_50"], "seed": 1, "budgets": usual}
-    assert longer and arms["pruned_50"]["budgets"] == [*usual, *longer]
+    arms = arms_of("paper")
+    assert arms["probe_random_25-seed1"] == {**arms["probe_random_25"], "seed": 1}
+    longer = tomllib.loads(profiles.PROFILES.read_text())["paper"]["long"]["pruned_50"]
+    assert longer and arms["pruned_50"]["budgets"] == [*arms["norms_50"]["budgets"], *longer]
 
 
 def test_the_pocket_profile_is_the_paper_s_on_fewer_test_images():
