@@ -73,11 +73,13 @@ def said_leads(table: pd.DataFrame, *by: str) -> pd.DataFrame:
 
 
 def size_title(curves: dict) -> str:
-    """How the best size moves with the budget."""
-    best = next(iter(curves.values()))[1].iloc[0]
-    if best["slope_low"] > 0:
-        return f"The more compute, the larger the best network: its MACs grow as the budget to the {best['slope']:.2f}"
-    return "The best size of a network is not sure to grow with the budget"
+    """How the best size moves with the budget; by what power only where no optimum is an end of what was measured."""
+    best = next(iter(curves.values()))[1]
+    first = best.iloc[0]
+    if first["slope_low"] <= 0:
+        return "The best size of a network is not sure to grow with the budget"
+    power = f": its MACs grow as the budget to the {first['slope']:.2f}" if best["within"].all() else ""
+    return f"The more compute, the larger the best network{power}"
 
 
 def size_sentence(name: str, best: pd.DataFrame) -> Markdown:
@@ -97,7 +99,7 @@ def map_title(leads: pd.DataFrame) -> str:
     """On how many tasks pruning leads dense where it does so most."""
     most = leads.groupby("budget")["points"].mean().idxmax()
     at = leads[leads["budget"] == most]
-    return f"At {budget_said(most)} dense images {(at['points'] > 0).sum()} of {len(at)} tasks gain from pruning"
+    return f"At {budget_said(most)} dense images {(at['points'] > 0).sum()} of {len(at)} tasks gain over dense"
 
 
 def map_sentence(domains: pd.DataFrame) -> Markdown:

@@ -14,6 +14,7 @@ from bs4 import BeautifulSoup
 from helpers import ERRORS, records_of
 from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
+from sentences import size_title
 from test_scaling import shifting
 
 from lib.common.paths import ROOT
@@ -154,3 +155,9 @@ def test_names_at_the_ends_of_lines_do_not_touch():
     ordered = [placed[name] for name in "abcd"]
     assert all(high - low >= 9.5 - 1e-9 for low, high in pairwise(ordered))
     assert placed["d"] == 100 and np.mean(ordered[:3]) == pytest.approx(11)
+
+
+@pytest.mark.parametrize("within, said", [(True, ": its MACs grow as the budget to the 0.50"), (False, "")])
+def test_a_slope_is_a_title_only_where_every_optimum_is_inside(within, said):
+    best = pd.DataFrame({"budget": [16, 64], "within": [True, within], "slope": 0.5, "slope_low": 0.2})
+    assert size_title({"probe": (None, best)}) == f"The more compute, the larger the best network{said}"
