@@ -63,7 +63,7 @@ def load_records(profile: str, *groups: str) -> pd.DataFrame:
     """
     files = {arm: records_file(profile, arm) for group in groups or ("arms",) for arm in arms_of(profile, group)}
     if missing := [arm for arm, file in files.items() if not file.exists()]:
-        command = "rerun" if profile in ("paper", "nevis") else "figures"  # which draws committed records, and measures none
+        command = "rerun" if profile in ("paper", "nevis") else "figures"  # which only draws what is committed
         raise UserError(
             f"No records of {', '.join(missing)} in {files[missing[0]].parent}: expected one Parquet file per arm. "
             f"Run `make {command} PROFILE={profile}`."
