@@ -194,8 +194,8 @@ class Explorer:
             records = load_records("paper", *COMPARED)
         except UserError:
             return pd.DataFrame()
-        records = records[records["budget"].between(min(BUDGETS), max(BUDGETS))]
         labels = arms(records)["label"]
+        records = records[records["budget"].between(min(BUDGETS), max(BUDGETS))]
         if not self.folder.value.strip():
             records = records[records["task"] == self.task.value]
         means = records.pivot_table("error_test", "budget", "arm")

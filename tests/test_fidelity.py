@@ -10,7 +10,7 @@ from measured import mixed_images
 
 
 def mixed(network, count):
-    return normalised(mixed_images(count).permute(0, 3, 1, 2), network)
+    return normalised(mixed_images(count, 64).permute(0, 3, 1, 2), network)
 
 
 def test_untouched_is_1_and_unrelated_is_near_0(lite0):

@@ -42,7 +42,7 @@ from lib.pruning.repairs import REPAIRS, Damage
 from lib.pruning.sites import GRANULARITIES, find_sites, width_of
 from lib.pruning.statistics import gaussian_moments, reader_moments
 from lib.pruning.surgery import mask_channels
-from lib.streams import load_stream
+from lib.streams import calibration_images
 
 RATIO = 0.5
 # One network of every common kind of block; with these, every criterion.
@@ -457,8 +457,7 @@ def test_least_squares_is_exact_where_removed_channels_are_combinations_of_kept_
 
 
 def photographs(network: Backbone, count: int) -> torch.Tensor:
-    task = next(task for task in load_stream("pocket").tasks if task.name == "materials")
-    return normalised(task.read(64).train.images[:count].permute(0, 3, 1, 2), network)
+    return normalised(calibration_images(count, 64).permute(0, 3, 1, 2), network)
 
 
 @torch.no_grad()
