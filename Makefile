@@ -13,7 +13,11 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 EXTRAS := test nevis data cluster browser
 BUILD := build/$(PROFILE)
 STAMPS := $(BUILD)/stamps
-DRAWN := 01_what_pruning_removes 02_the_front 03_best_size 04_task_by_task 07_the_stream 08_learners 09_image_passes
+DRAWN := 01_what_pruning_removes 02_the_front 04_task_by_task 07_the_stream 08_learners 09_image_passes
+# It needs networks of four sizes.
+ifneq ($(PROFILE),smoke)
+DRAWN += 03_best_size
+endif
 # These two need no records and measure for themselves, in minutes: `rerun` draws them.
 MEASURED := 05_zero_shot_fidelity 06_macs_and_measured_time
 # These need arms that the smaller profiles do not have.
