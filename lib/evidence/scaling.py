@@ -95,5 +95,6 @@ def iso_curves(records: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, pd.DataFr
 def explained(table: pd.DataFrame, by: str) -> float:
     """The share of the variance of `sizes`' errors that a quadratic in the logarithm of the column `by` explains."""
     place = np.log10(table[by])
-    left = table["error"] - np.polyval(np.polyfit(place, table["error"], 2), place)
+    curve = np.polyfit(place, table["error"], min(2, place.nunique() - 1))
+    left = table["error"] - np.polyval(curve, place)
     return float(1 - left.var() / table["error"].var())
