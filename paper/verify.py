@@ -121,7 +121,7 @@ def main(profile: str) -> None:
     print(
         "\nThe records are not the published ones: the claims were tested on what was measured anew."
         if anew
-        else f"\nEvery committed number follows from what {PINNED} pins: the records, and two figures' data."
+        else f"\nEvery committed number follows from what {PINNED} pins: the records, and one figure's data."
     )
     print(f"{profile}: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + ".")
     if not well:
