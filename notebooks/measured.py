@@ -90,7 +90,8 @@ def time_table(
     Networks: the dense one, shares of it removed, it on fewer pixels, and others. Columns: network, family, work, macs,
     ms, and share_of_macs and share_of_time, of the dense network's for the same work.
     """
-    dense, size = load_backbone(backbone, pretrained=False), best_image_size(backbone)
+    # Which filters go follows from the weights, so random ones would give other MACs every time.
+    dense, size = load_backbone(backbone), best_image_size(backbone)
     how = {"criterion": "l1", "scope": "global", "repair": "none", "granularity": granularity, "image_size": size}
     networks = [("dense", "dense", dense, size)]
     networks += [

@@ -13,9 +13,9 @@ def listed(words: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
-def points(value: float) -> str:
-    """Points of accuracy, with a true minus."""
-    return f"{value:+.1f}".replace("-", "−")  # noqa: RUF001
+def points(value: float, digits: int = 1) -> str:
+    """A signed number, such as points of accuracy, with a true minus."""
+    return f"{value:+.{digits}f}".replace("-", "−")  # noqa: RUF001
 
 
 def interval(row: pd.Series) -> str:
@@ -112,8 +112,11 @@ def map_sentence(domains: pd.DataFrame) -> Markdown:
 
 
 def learners_title(table: pd.DataFrame) -> str:
-    """What leads fine-tuning all layers most often."""
+    """Which way to learn is the best over all budgets, and which the worst; of a single one, whether it leads."""
     means = table.groupby("learner")["points"].mean()
+    if len(means) == 1:
+        verb = "leads" if means.iloc[0] > 0 else "trails"
+        return f"Over all budgets, {means.index[0]} {verb} fine-tuning all layers"
     return f"Over all budgets, {means.idxmax()} is the best way to learn and {means.idxmin()} the worst"
 
 
@@ -156,7 +159,7 @@ def distance_sentence(table: pd.DataFrame) -> Markdown:
     said = []
     for name, part in table.groupby("panel", sort=False):
         rank = spearmanr(part["distance"], part["points"])
-        said.append(f"{name}: {rank.statistic:+.2f} (p = {rank.pvalue:.2f})".replace("-", "−"))  # noqa: RUF001
+        said.append(f"{name}: {points(rank.statistic, 2)} (p = {rank.pvalue:.2f})")
     return Markdown(
         f"**Rank correlation of a task's lead with its distance, over {len(part)} tasks: {'; '.join(said)}.**"
     )

@@ -18,9 +18,8 @@ from lib.common.files import atomic_path
 from lib.common.paths import FIGURES, PAPER_RECORDS, ROOT
 from lib.evidence.analysis import Estimate, carried_on, front, holm, leads, summarised
 from lib.evidence.records import COMPARED, DENSE, ELSE, FAMILIES, PRUNED, load_records, of_families
-from lib.learning.training import TaskNetwork
 from lib.networks.backbone import load_backbone
-from lib.networks.macs import forward_macs, training_macs
+from lib.networks.macs import forward_macs
 from lib.runs.profiles import arms_of, records_file
 from lib.runs.spec import RunSpec
 from lib.streams import list_tasks, load_stream
@@ -50,15 +49,16 @@ def generated_files(found: list[tuple[Claim, Estimate | Lead]]) -> dict[str, str
     """Name -> text of every generated file, given the claims' estimates."""
     estimates = {claim.id: {end: _rounded(value) for end, value in now._asdict().items()} for claim, now in found}
     compared = committed_records(*COMPARED)
+    rivals = pd.concat([_rivals(of_stream).assign(stream=stream) for stream, of_stream in compared.items()])
     sentences = {claim.id: claim.sentence(now) for claim, now in found}
     return {
         "claims.json": json.dumps(estimates, indent=1) + "\n",
         "claims.tex": _macros("claim", sentences),
-        "numbers.tex": _macros("val", _numbers(compared)),
+        "numbers.tex": _macros("val", _numbers(compared, rivals)),
         "tasks.tex": _tasks(),
         "differs.tex": _differs(),
         "front.tex": _front(compared),
-        "leads.tex": _leads(compared),
+        "leads.tex": _leads(rivals),
         "answer.md": _answer(sentences),
         PINNED: "".join(
             f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {name}\n" for name, file in _sources().items()
@@ -101,21 +101,19 @@ def escaped(text: str) -> str:
     return re.sub("([%_&#])", r"\\\1", text)
 
 
-def _numbers(records: dict[str, pd.DataFrame]) -> dict[str, str]:
-    """Numbers of the set-up."""
+def _numbers(records: dict[str, pd.DataFrame], rivals: pd.DataFrame) -> dict[str, str]:
+    """Numbers of the set-up, and how many of the intervals of `rivals` leave zero."""
     tasks = list_tasks("pocket")
     files = [records_file(profile, arm) for profile in STREAMS.values() for arm in arms_of(profile)]
     spent = sum(pd.read_parquet(file)["seconds"].sum() for file in files)
     arms, nevis = arms_of("paper"), RunSpec(**arms_of("nevis")["probe"])
     usual = RunSpec(**arms["pruned_50"])
     name, side = usual.reference.split("@")
-    reference = load_backbone(name, pretrained=False)
-    unit = training_macs(TaskNetwork(reference, 10), int(side))
+    unit = usual.unit_macs(10)
     sizes = {"lite": (name, int(side)), "small": ("resnet18half_64", 64), "large": ("resnet26_64", 64)}
     million = {
         key: f"{forward_macs(load_backbone(of, pretrained=False), at) / 1e6:.0f}" for key, (of, at) in sizes.items()
     }
-    table = pd.concat([_compared(of_stream) for of_stream in records.values()])
     pruned = records["pocket"].query("ratio > 0 and calibration == 'shipped'")
     return {
         "tasks": str(len(tasks)),
@@ -130,9 +128,9 @@ def _numbers(records: dict[str, pd.DataFrame]) -> dict[str, str]:
         "arms": str(sum("seed" not in fields for fields in arms.values())),
         "runs": str(len(arms) + len(arms_of("nevis"))),
         "core hours": f"{spent / 3600:.1f}",
-        "intervals": str(len(table)),
-        "leave zero": str((table["p"] < 0.05).sum()),
-        "after Holm": str((holm(table["p"].to_numpy()) < 0.05).sum()),
+        "intervals": str(len(rivals)),
+        "leave zero": str((rivals["p"] < 0.05).sum()),
+        "after Holm": str((holm(rivals["p"].to_numpy()) < 0.05).sum()),
         "preparation": f"{pruned['preparation_macs'].max() / unit:,.0f}",
         **_times(),
         **million,
@@ -177,25 +175,24 @@ def _front(records: dict[str, pd.DataFrame]) -> str:
     return _tabular(said.reset_index(names="family"))
 
 
-def _compared(of_stream: pd.DataFrame) -> pd.DataFrame:
+def _rivals(of_stream: pd.DataFrame) -> pd.DataFrame:
     """The best pruned network against the best dense one and the best of everything else, at each budget."""
     of_stream = carried_on(of_stream)
-    rivals = {"dense": DENSE, "fewer pixels, or another network": ELSE, "the best that is not pruned": (*DENSE, *ELSE)}
+    others = {"dense": DENSE, "fewer pixels, or another network": ELSE, "the best that is not pruned": (*DENSE, *ELSE)}
     found = []
-    for rival, families in rivals.items():
+    for rival, families in others.items():
         sides = of_families(of_stream, *PRUNED), of_families(of_stream, *families)
         found.append(summarised(leads(of_stream, *sides)).assign(rival=rival))
     return pd.concat(found, ignore_index=True)
 
 
-def _leads(records: dict[str, pd.DataFrame]) -> str:
+def _leads(rivals: pd.DataFrame) -> str:
     """A table of what the best pruned network leads others by, in points with intervals, and relative."""
     rows = []
-    for stream, of_stream in records.items():
-        for row in _compared(of_stream).itertuples():
-            points = f"{row.points:+.1f} [{row.low:+.1f}, {row.high:+.1f}]"
-            reached = f"{row.accuracy:.1f}", f"{row.over:.1f}"
-            rows.append((stream, row.budget, row.rival, *reached, points, f"{row.relative:+.1f} %"))
+    for row in rivals.itertuples():
+        points = f"{row.points:+.1f} [{row.low:+.1f}, {row.high:+.1f}]"
+        reached = f"{row.accuracy:.1f}", f"{row.over:.1f}"
+        rows.append((row.stream, row.budget, row.rival, *reached, points, f"{row.relative:+.1f} %"))
     columns = ["stream", "budget", "against", "pruned", "other", "points", "relative"]
     return _tabular(pd.DataFrame(rows, columns=columns), words=3)
 

@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from lib.networks.macs import training_macs
 from lib.pruning import plan_pruning
 from lib.pruning.sites import find_sites
 from lib.pruning.surgery import mask_channels
-from lib.runs.profiles import arms_of
+from lib.runs.profiles import COMMITTED, arms_of
 from lib.streams import Split
 
 CLAIMS = ROOT / "paper" / "claims.yaml"
@@ -118,14 +119,15 @@ def evaluate(claim: Claim, records: Mapping[str, pd.DataFrame]) -> Estimate | Le
         raise NotMeasured(claim.id) from None
 
 
-def _of_groups(*groups: str) -> set[str]:
-    """The arms of groups of the profiles whose records are committed."""
-    return {arm for profile in ("paper", "nevis") for group in groups for arm in arms_of(profile, group)}
+@cache
+def _compared() -> frozenset[str]:
+    """The arms that networks are chosen from, of the profiles whose records are committed."""
+    return frozenset(arm for profile in COMMITTED for group in COMPARED for arm in arms_of(profile, group))
 
 
 def _arms(records: pd.DataFrame, names: list[str]) -> list[str]:
     """Arms by their own names or those of families. Raises NotMeasured for one that was not run."""
-    compared = records[records["arm"].isin(_of_groups(*COMPARED))]
+    compared = records[records["arm"].isin(_compared())]
     found = [arm for name in names for arm in (of_families(compared, name) if name in FAMILIES else [name])]
     if not found or not set(found) <= set(records["arm"]):
         raise NotMeasured
@@ -164,14 +166,14 @@ def share_of_macs(records: pd.DataFrame, arm: str, over: str) -> Estimate:
 @estimator(of_records=True)
 def size_slope(records: pd.DataFrame) -> Estimate:
     """How the best forward MACs of the main network's probes move with the budget: slope of their logarithms."""
-    _, best = scaling.iso_curves(records[records["arm"].isin(_of_groups(*COMPARED))])["probe"]
+    _, best = scaling.iso_curves(records[records["arm"].isin(_compared())])["probe"]
     return Estimate(*best[["slope", "slope_low", "slope_high"]].iloc[0])
 
 
 @estimator(of_records=True)
 def adviser_lead(records: pd.DataFrame) -> Estimate:
     """By how many points the adviser's mean regret is below that of the best fixed choice."""
-    records = records[records["arm"].isin(_of_groups(*COMPARED))]
+    records = records[records["arm"].isin(_compared())]
     if records["arm"].nunique() < 3:
         raise NotMeasured
     table = adviser.regrets(records).pivot_table("regret", ["task", "event"], "policy")

@@ -40,7 +40,7 @@ def test_a_lead_is_the_mean_of_the_paired_differences_with_its_t_interval():
 
 
 def test_families_are_named_like_arms(monkeypatch):
-    monkeypatch.setattr(claims, "_of_groups", lambda *_: {"dense", "half"})
+    monkeypatch.setattr(claims, "_compared", lambda: {"dense", "half"})
     one = claim("lead", ours=["pruned, fine-tuned"], theirs=["dense, fine-tuned"], budget=256)
     assert evaluate(one, POCKET).value == pytest.approx(-20 / 3)
 

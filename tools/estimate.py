@@ -43,8 +43,7 @@ def seen(network: Backbone, size: int, engine: Engine) -> float:
 
 def seconds_of(spec: RunSpec) -> float:
     """Estimated seconds of one arm on one thread: starting, pruning, the budgets, and measuring test after each."""
-    name, size = spec.reference.split("@")
-    unit = training_macs(TaskNetwork(load_backbone(name, pretrained=False), 10), int(size))
+    unit = spec.unit_macs(10)
     network = network_of(spec.backbone, spec.ratio, spec.granularity)
     how = network, spec.image_size, spec.engine
     passes = training = 0  # images that are looked at, and trained on

@@ -23,9 +23,8 @@ from lib.learning.learners import LEARNERS
 from lib.learning.ledger import Ledger
 from lib.learning.rates import ALL, TABLE, data_set
 from lib.learning.state import Memory
-from lib.learning.training import Recipe, TaskNetwork, error_of, predict
+from lib.learning.training import Recipe, error_of, predict
 from lib.networks import list_backbones, load_backbone
-from lib.networks.macs import training_macs
 from lib.runs.run import starts
 from lib.runs.spec import RunSpec
 from lib.streams import load_stream
@@ -77,9 +76,8 @@ def measure(backbone: str, learner: str, file: Path) -> None:
         )
         stream = load_stream(spec.stream).only(spec.tasks)
         start = starts(spec, load_backbone(backbone), stream)(0).network
-        task, (reference, side) = stream.tasks[0], spec.reference.split("@")
-        unit = training_macs(TaskNetwork(load_backbone(reference, pretrained=False), task.num_classes), int(side))
-        data = spec.data_of(task)
+        task = stream.tasks[0]
+        unit, data = spec.unit_macs(task.num_classes), spec.data_of(task)
         for place in places:
             _, _, budget, body, head = place
             job = Job(

@@ -22,6 +22,7 @@ from lib.evidence.records import (
     arms,
     learner_said,
     of_families,
+    of_reference,
     said,
     some,
 )
@@ -179,9 +180,7 @@ def learners_compared(records: pd.DataFrame) -> pd.DataFrame:
     `against`, after the columns network and learner, both in words.
     """
     about = arms(records)
-    own = about[
-        about["family"].isin([*DENSE, *PRUNED]) & (about["backbone"] == about["reference"].str.split("@").str[0])
-    ]
+    own = about[about["family"].isin([*DENSE, *PRUNED]) & of_reference(about)]
     tables = []
     for is_pruned, part in own.groupby(own["ratio"] > 0):
         alike = part.groupby([*NETWORK, *(PRUNING if is_pruned else [])], sort=False, dropna=False)

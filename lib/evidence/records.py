@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from lib.common.errors import UserError
-from lib.runs.profiles import arms_of, records_file, replicate
+from lib.runs.profiles import COMMITTED, arms_of, records_file, replicate
 
 COMPARED = "arms", "shares", "learners", "ladder"  # the groups that networks are chosen from; the others are controls
 NETWORK = ["backbone", "image_size", "pretrained"]
@@ -63,7 +63,7 @@ def load_records(profile: str, *groups: str) -> pd.DataFrame:
     """
     files = {arm: records_file(profile, arm) for group in groups or ("arms",) for arm in arms_of(profile, group)}
     if missing := [arm for arm, file in files.items() if not file.exists()]:
-        command = "rerun" if profile in ("paper", "nevis") else "figures"  # which only draws what is committed
+        command = "rerun" if profile in COMMITTED else "figures"  # which only draws what is committed
         raise UserError(
             f"No records of {', '.join(missing)} in {files[missing[0]].parent}: expected one Parquet file per arm. "
             f"Run `make {command} PROFILE={profile}`."
@@ -97,15 +97,20 @@ def described(records: pd.DataFrame) -> pd.DataFrame:
     return records
 
 
+def of_reference(table: pd.DataFrame) -> pd.Series:
+    """Whether the network of each row is the reference, whatever is left of it and at however many pixels."""
+    return table["backbone"] == table["reference"].str.split("@").str[0]
+
+
 def _families(records: pd.DataFrame) -> np.ndarray:
     """What each record's network is, and where networks are compared by it, whether it is probed or fine-tuned."""
-    network, pixels = (records["reference"].str.split("@").str[part] for part in (0, 1))
+    pixels = records["reference"].str.split("@").str[1].astype(int)
     kinds = {
         "majority class": records["learner"] == "majority",
         "raw pixels": records["learner"] == "pixels",
         "pruned": records["ratio"] > 0,
-        "other network": records["backbone"] != network,
-        "fewer pixels": records["image_size"] < pixels.astype(int),
+        "other network": ~of_reference(records),
+        "fewer pixels": records["image_size"] < pixels,
     }
     kind = np.select([*kinds.values()], [*kinds], "dense")
     learnt = np.where(records["learner"] == "probe", ", probe", ", fine-tuned")

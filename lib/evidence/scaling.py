@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lib.evidence.analysis import by_task, estimate, mean_accuracy
-from lib.evidence.records import MissingArms, some
+from lib.evidence.records import MissingArms, of_reference, some
 
 
 def sizes(records: pd.DataFrame) -> pd.DataFrame:
@@ -28,7 +28,7 @@ def sizes(records: pd.DataFrame) -> pd.DataFrame:
         "other network": first["family"] == "other network",
     }
     origin = pd.Series(np.select([*origins.values()], [*origins], "dense"), first.index)
-    fitted = first["backbone"] == first["reference"].str.split("@").str[0]
+    fitted = of_reference(first)
     found = about.join(mean_accuracy(records).set_index(["arm", "budget"])["accuracy"]).reset_index()
     found["origin"], found["fitted"] = found["arm"].map(origin), found["arm"].map(fitted)
     return found.assign(error=100 - found["accuracy"]).drop(columns="accuracy")

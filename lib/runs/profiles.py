@@ -8,6 +8,7 @@ from lib.common.paths import BUILD, PAPER_RECORDS, ROOT
 from lib.runs.stamps import spec_defaults
 
 PROFILES = ROOT / "notebooks" / "profiles.toml"
+COMMITTED = {"paper": ".", "nevis": "nevis"}  # the profiles whose records are, and their folders there
 _SPECIAL = "common", "seeds", "long"  # of a profile's tables; the others are groups of arms
 
 
@@ -75,6 +76,6 @@ def replicate(arm: str, seed: int) -> str:
 
 
 def records_file(profile: str, arm: str) -> Path:
-    """Where an arm's records lie: committed for the paper and Nevis'22, under build/ for the others."""
-    committed = {"paper": PAPER_RECORDS, "nevis": PAPER_RECORDS / "nevis"}
-    return committed.get(profile, BUILD / profile / "arms") / f"{arm}.parquet"
+    """Where an arm's records lie: under paper/records where those of its profile are committed, else under build/."""
+    committed = profile in COMMITTED
+    return (PAPER_RECORDS / COMMITTED[profile] if committed else BUILD / profile / "arms") / f"{arm}.parquet"

@@ -18,7 +18,7 @@ from lib.learning.learners import LEARNERS, TOO_SMALL, Learn, Learnt
 from lib.learning.ledger import Ledger
 from lib.learning.state import Checkpoints, Memory
 from lib.learning.training import TaskNetwork, error_of, predict
-from lib.networks.backbone import Backbone, load_backbone, normalised
+from lib.networks.backbone import Backbone, normalised
 from lib.networks.macs import forward_macs, training_macs
 from lib.pruning import plan_pruning
 from lib.pruning.criteria import CRITERIA
@@ -77,15 +77,13 @@ def _run_jobs(spec: RunSpec, stream: Stream, dense: Backbone, store: Store) -> b
 def _jobs(spec: RunSpec, stream: Stream, dense: Backbone, store: Store) -> Iterator[tuple["Start", Job]]:
     """The tasks and budgets that are not done yet, in order, each made when its turn has come."""
     start_of = starts(spec, dense, stream)
-    reference, size = spec.reference.split("@")
-    unit_network = load_backbone(reference, pretrained=False)
     learner = LEARNERS[spec.learner]
     for event, task in enumerate(stream.tasks):
         budgets = [budget for budget in spec.budgets if not store.has(event, budget)]
         if not budgets:
             continue
         data = spec.data_of(task)
-        unit = training_macs(TaskNetwork(unit_network, task.num_classes), int(size))
+        unit = spec.unit_macs(task.num_classes)
         start = start_of(event)
         for budget in budgets:
             yield (

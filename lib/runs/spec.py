@@ -17,8 +17,9 @@ from lib.common.paths import LIB
 from lib.learning.engine import Engine, Precision
 from lib.learning.learners import LEARNERS
 from lib.learning.rates import rates
-from lib.learning.training import Recipe
+from lib.learning.training import Recipe, TaskNetwork
 from lib.networks.backbone import find_backbone, load_backbone
+from lib.networks.macs import training_macs
 from lib.pruning.plan import NAMES
 from lib.streams.load import list_tasks
 from lib.streams.task import Task, TaskData
@@ -38,6 +39,11 @@ def best_image_size(backbone: str) -> int:
         return 128
     with torch.device("meta"):
         return load_backbone(backbone, pretrained=False).image_size
+
+
+@cache
+def _training_macs(backbone: str, num_classes: int, image_size: int) -> int:
+    return training_macs(TaskNetwork(load_backbone(backbone, pretrained=False), num_classes), image_size)
 
 
 # --- what each field is checked by: with the fields before it, where they matter ----------------------
@@ -138,6 +144,11 @@ class RunSpec(BaseModel):
     def engine(self) -> Engine:
         """What this run computes with."""
         return Engine(Precision.named(self.precision), self.device, self.threads)
+
+    def unit_macs(self, num_classes: int) -> int:
+        """MACs of one dense image: forward and backward through the reference network, all of it trained."""
+        name, size = self.reference.split("@")
+        return _training_macs(name, num_classes, int(size))
 
     def data_of(self, task: Task) -> TaskData:
         """The images of a task that this run uses, at its size."""

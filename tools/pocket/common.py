@@ -56,6 +56,11 @@ class Task:
     quality: int | None = None  # of WebP; None is lossless
     sizes: tuple[int, int, int] = (700, 200, 300)
 
+    @property
+    def label_of(self) -> dict[str, int]:
+        """The class of every name that `by_class` lists."""
+        return {name: label for label, names in enumerate(self.by_class.values()) for name in names}
+
 
 Collector = Callable[["Sources", Task], list[Sample]]
 CARDS = tomllib.loads(Path(__file__).with_name("tasks.toml").read_text("utf-8"))

@@ -18,7 +18,7 @@ LARGEST = 30_000_000  # pixels; a few posters are larger and take long to read
 @task("clipart")
 def clipart(sources: Sources, of: Task) -> list[Sample]:
     """The first half of the library, by folder; the longest folder name that fits decides."""
-    label_of = {folder: label for label, folders in enumerate(of.by_class.values()) for folder in folders}
+    label_of = of.label_of
     samples = []
     for name, picture, _ in _drawings(sources, half=0):
         fits = [folder for folder in label_of if name.startswith(f"{folder}/")]

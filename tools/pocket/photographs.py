@@ -16,7 +16,7 @@ DRAWN = re.compile(r"cartoon|toys|plastic|mushrooms/|clothes/(?!hats)")
 def stamps(sources: Sources, of: Task) -> list[Sample]:
     """The stamps that are bitmaps, by folder; the longest folder name that fits decides."""
     root = sources.deb("tuxpaint-stamps-default") / "usr/share/tuxpaint/stamps"
-    label_of = {folder: label for label, folders in enumerate(of.by_class.values()) for folder in folders}
+    label_of = of.label_of
     samples = []
     for path in files(root, ["*.png"]):
         name = path.relative_to(root).as_posix()
@@ -32,7 +32,7 @@ def stamps(sources: Sources, of: Task) -> list[Sample]:
 def scenes(sources: Sources, of: Task) -> list[Sample]:
     """The left and the right half of each photograph; its name without the number says what it shows."""
     folder = sources.deb("endless-sky-data") / "usr/share/games/endless-sky/images/land"
-    label_of = {word: label for label, words in enumerate(of.by_class.values()) for word in words}
+    label_of = of.label_of
     samples = []
     for path in files(folder, ["*.jpg"]):
         label = label_of.get(re.split(r"[^a-z]", path.name)[0])
