@@ -6,6 +6,7 @@ import shutil
 import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import assert_same_state
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lib.common.errors import UserError
+from lib.common.paths import LIB
 from lib.networks.backbone import list_backbones, load_backbone
 from lib.networks.catalogue import RESNETS_64, WEIGHTS, build_resnet_64
 from lib.networks.macs import forward_macs
@@ -60,7 +62,7 @@ def archive(tmp_path_factory):
 
 def spec(**fields) -> PretrainSpec:
     tiny = {"blocks": 2, "block_epochs": 2, "batch_size": 8, "average_steps": 2, "precision": "fp32"}
-    slow = {"network": "resnet18eighth_64", "learning_rate": 0.01, "teacher_size": 32}
+    slow = {"network": "resnet18eighth_64", "learning_rate": 0.01, "distillation": 0.5, "teacher_size": 32}
     return PretrainSpec(**{**tiny, **slow, **fields})
 
 
@@ -183,10 +185,21 @@ def test_what_else_was_tried_differs_from_the_recipe_in_what_it_says():
     tried = json.loads(TRIED.read_text())
     assert all(row.keys() == {"network", "epochs", "blocks", "what", "top1"} for row in tried)
     assert {row["network"] for row in tried} <= RESNETS_64.keys() and all(0 < row["top1"] < 1 for row in tried)
-    # At equal epochs the recipe's own trial is the best.
-    short = [row for row in tried if row["epochs"] == 4]
-    assert "(the recipe)" in max(short, key=lambda row: row["top1"])["what"]
-    assert (PretrainSpec().distillation, PretrainSpec().temperature) == (0.5, 2)
+    # Of each network's full trainings the recipe's own is the best.
+    table = pd.DataFrame(tried).query("epochs > 4")
+    best = table.loc[table.groupby("network")["top1"].idxmax(), "what"]
+    assert len(best) == 3 and best.str.endswith("(the recipe)").all()
+    assert (PretrainSpec().blocks, PretrainSpec().block_epochs, PretrainSpec().distillation) == (1, 20, 0)
+
+
+@pytest.mark.parametrize("network", ["resnet18half_64", "resnet18quarter_64", "resnet18eighth_64", "resnet26_64"])
+def test_the_committed_networks_have_one_recipe(network):
+    """Fields that an older card does not have did not exist, and are those of no blocks and no teacher."""
+    card = json.loads((LIB / "networks" / "weights" / f"{network}.json").read_text())
+    ours = PretrainSpec(network=network).model_dump()
+    assert card["spec"].get("epochs", ours["block_epochs"]) == ours["block_epochs"]
+    asked = {name: value for name, value in card["spec"].items() if name not in ("threads", "epochs")}
+    assert asked == {name: json.loads(json.dumps(ours[name])) for name in asked}
 
 
 def test_crops_stay_within_the_image_and_the_whole_image_is_one(archive):
@@ -220,7 +233,8 @@ def test_shipped_weights_have_a_card_and_are_those_measured(name):
     card = json.loads((WEIGHTS / f"{name}.json").read_text())
     assert card["validation_images"] == 10_000 and card["training_images"] == 100_000
     assert abs(card["top1"] - card["top1_fp16"]) <= 0.001
-    assert card["top1"] >= (0.45 if name == "resnet26_64" else 0.38)
+    least = {"resnet26_64": 0.45, "resnet18half_64": 0.38, "resnet18quarter_64": 0.32, "resnet18eighth_64": 0.25}
+    assert card["top1"] >= least.get(name, 0.45)
     assert len(card["top1_by_class"]) == 200
     network = load_backbone(name)
     assert network.classifier.out_features == 200
