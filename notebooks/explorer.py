@@ -14,6 +14,7 @@ from torch import Tensor
 from lib.common.errors import UserError
 from lib.common.files import atomic_path
 from lib.common.paths import BUILD
+from lib.evidence.adviser import recommend
 from lib.evidence.records import COMPARED, arms, load_records
 from lib.networks.backbone import Backbone, load_backbone, normalised
 from lib.networks.macs import forward_macs
@@ -54,7 +55,7 @@ class Explorer:
             placeholder="or a folder of your own: train/<class>/*", layout=Layout(width="28em"), continuous_update=False
         )
         self.start = Button(description="fine-tune", button_style="primary")
-        self.summary, self.message, self.classes = HTML(), HTML(), HTML()
+        self.summary, self.message, self.classes, self.advice = HTML(), HTML(), HTML(), HTML()
         self.network_picture = Image(format="png")
         self.curve_picture = Image(format="png", layout=Layout(display="none"))
         of_network = self.backbone, self.network, self.weights
@@ -72,6 +73,7 @@ class Explorer:
                 self.network_picture,
                 HBox([self.task, self.folder, self.start]),
                 self.classes,
+                self.advice,
                 self.message,
                 self.curve_picture,
             ]
@@ -111,7 +113,7 @@ class Explorer:
             dense,
             self.ratio.value,
             self.criterion.value,
-            scope="uniform",
+            scope="global",
             granularity=self.granularity.value,
             repair=self.repair.value,
             images=images[:CALIBRATION_IMAGES],
@@ -153,8 +155,20 @@ class Explorer:
             task = load_stream(stream).only(names).tasks[0]
             kinds = "tags" if task.kind == "multi-label" else "classes"
             self.classes.value = f"{task.num_classes} {kinds}: {escape(', '.join(task.classes))}"
+            self.advice.value = self._advice()
         except UserError as error:
-            self.classes.value = f"<b>{escape(str(error))}</b>"
+            self.classes.value, self.advice.value = f"<b>{escape(str(error))}</b>", ""
+
+    def _advice(self) -> str:
+        """What did best on the other tasks at each budget, if the committed records are here."""
+        try:
+            records = load_records("paper", *COMPARED)
+            labels = arms(records)["label"]
+            task = "" if self.folder.value.strip() else self.task.value
+            said = [f"<b>{labels[recommend(budget, task, records).arm]}</b> ({budget:g})" for budget in BUDGETS]
+        except UserError:
+            return ""
+        return f"What did best on other tasks, by the budget in dense images: {'; '.join(said)}"
 
     def _stream(self) -> tuple[str, list[str] | None]:
         """The chosen stream, and which tasks of it."""
@@ -222,7 +236,7 @@ def _curve(errors: dict[int, float], front: pd.DataFrame) -> Figure:
     if len(front):
         axes.plot(front.index, front["error"], color="gold", linewidth=5, alpha=0.6, label="front")
         for budget, row in front.iterrows():
-            axes.annotate(row["label"], (budget, row["error"]), fontsize=5, rotation=20, color="0.4")
+            axes.annotate(row["label"], (budget, row["error"]), rotation=20, color="0.4")
     axes.plot(list(errors), list(errors.values()), color="tab:red", marker="o", label="this network")
     budget_axis(axes, BUDGETS)
     axes.set(xlabel="budget (dense images)", ylabel="test error")

@@ -1,5 +1,7 @@
 """The explorer without a browser: what its controls do."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,13 +11,15 @@ from PIL import Image
 import explorer as explore
 from explorer import Explorer
 from lib.common.vision import timm
+from lib.evidence.adviser import recommend
+from lib.evidence.records import COMPARED, arms, load_records
 
 
 @pytest.fixture(scope="module")
 def explorer(tmp_path_factory) -> Explorer:
-    found = Explorer(tmp_path_factory.mktemp("explore"))
-    found.backbone.value = "resnet18half_64"
-    return found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explore, "BACKBONES", ["resnet18half_64"])  # opens quickly
+        return Explorer(tmp_path_factory.mktemp("explore"))
 
 
 def test_every_control_changes_what_is_shown(explorer):
@@ -24,7 +28,7 @@ def test_every_control_changes_what_is_shown(explorer):
         before = explorer.summary.value, explorer.network_picture.value
         getattr(explorer, control).value = value
         assert explorer.summary.value != before[0], control
-        assert (explorer.network_picture.value != before[1]) == (control in ("ratio", "granularity"))
+        assert (explorer.network_picture.value != before[1]) == (control != "repair")
     assert bytes(explorer.network_picture.value).startswith(b"\x89PNG")
 
 
@@ -59,6 +63,16 @@ def test_a_task_s_classes_have_names(explorer):
     assert explorer.classes.value.startswith("10 classes: ") and "0" not in explorer.classes.value[12:]
     explorer.task.value = "clipart_tags"
     assert explorer.classes.value.startswith("16 tags: ")
+
+
+def test_it_says_what_did_best_on_other_tasks_and_opens_on_what_keeps_a_part_of_the_network(explorer):
+    explorer.folder.value, explorer.task.value = "", "mnist"
+    records = load_records("paper", *COMPARED)
+    for budget in (16, 64, 256):
+        best = arms(records).loc[recommend(budget, "mnist", records).arm, "label"]
+        assert f"<b>{best}</b> ({budget})" in explorer.advice.value
+    opened = re.search(r"fidelity <b>(.+?)</b>", Explorer().summary.value)
+    assert float(opened[1]) > 0.3
 
 
 def test_a_network_and_a_checkpoint_of_one_s_own_are_pruned_and_fine_tuned(explorer, tmp_path, monkeypatch):

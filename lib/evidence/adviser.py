@@ -66,17 +66,24 @@ def _best_about(budget: float, records: pd.DataFrame) -> str:
     return (means * np.exp(-(means.columns**2) / 2)).sum(axis=1).idxmin()
 
 
-def regrets(records: pd.DataFrame) -> pd.DataFrame:
+def regrets(records: pd.DataFrame, since: int | None = None) -> pd.DataFrame:
     """What each policy loses to the best arm in hindsight, one row per policy, task and shared budget.
 
-    Policies: the adviser; and always the same arm, one policy per arm. Columns: policy, event, task, budget,
-    arm, regret (points below the highest accuracy of all arms, each the mean over its seeds).
+    Policies: the adviser; and always the same arm, one policy per arm. The adviser knows all other tasks; with a year
+    `since`, it knows those before that year, and is asked about those from it on. Columns: policy, event, task, budget,
+    arm, regret (points below the highest accuracy of all arms, each the mean over its seeds). Raises UserError for a
+    year that leaves nothing to know or to ask.
     """
     records = at_shared_budgets(records)
-    errors = 100 * records.pivot_table("error_test", ["budget", "event", "task"], "arm", sort=False)
+    asked = records if since is None else records[records["year"] >= since]
+    if since is not None and not 0 < len(asked) < len(records):
+        years = f"{records['year'].min() + 1} to {records['year'].max()}"
+        raise UserError(f"since={since} leaves nothing to know or nothing to ask about: expected a year of {years}.")
+    errors = 100 * asked.pivot_table("error_test", ["budget", "event", "task"], "arm", sort=False)
     rows = []
     for (budget, event, task), of_arms in errors.iterrows():
-        advised = _best_about(budget, records[records["event"] != event])
+        known = records["task"] != task if since is None else records["year"] < since
+        advised = _best_about(budget, records[known])
         for policy, arm in {"adviser": advised, **{f"always {arm}": arm for arm in errors.columns}}.items():
             rows.append((policy, event, task, budget, arm, of_arms[arm] - of_arms.min()))
     return pd.DataFrame(rows, columns=["policy", "event", "task", "budget", "arm", "regret"])
@@ -85,7 +92,7 @@ def regrets(records: pd.DataFrame) -> pd.DataFrame:
 def mean_regrets(table: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
     """Mean regret of each policy over budgets and tasks, the lowest first, with its 95 % interval over tasks.
 
-    `labels` are what arms are called. Columns, for drawing: panel (""), label, budget (0), points, low, high.
+    `labels` are what arms are called. Columns, for drawing: label, budget (0), points, low, high.
     """
     of_task = table.groupby(["policy", "event"], sort=False)["regret"].mean().unstack("event")
     found = pd.DataFrame(
@@ -93,4 +100,4 @@ def mean_regrets(table: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
     )
     names = found.index.str.removeprefix("always ")
     found["label"] = [labels.get(name, "the adviser") for name in names]
-    return found.sort_values("points", kind="stable").reset_index(drop=True).assign(panel="", budget=0)
+    return found.sort_values("points", kind="stable").reset_index(drop=True).assign(budget=0)

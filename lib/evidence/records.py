@@ -3,6 +3,8 @@
 Imports nothing that trains.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
@@ -13,12 +15,14 @@ COMPARED = "arms", "shares", "learners", "ladder"  # the groups that networks ar
 NETWORK = ["backbone", "image_size", "pretrained"]
 PRUNING = ["ratio", "criterion", "scope", "granularity", "repair", "calibration", "calibration_images"]
 LEARNING = ["learner", "trials"]
-# A probe solves a head on a frozen network; what is called fine-tuned here trains at least some of its layers.
+# A probe solves a head on a frozen network, and may go on from there; what is called fine-tuned starts by training.
 DENSE = "dense, probe", "dense, fine-tuned"
 PRUNED = "pruned, probe", "pruned, fine-tuned"
 ELSE = "fewer pixels", "other network"
 CONTROLS = "raw pixels", "majority class"
 FAMILIES = *PRUNED, *DENSE, *ELSE
+
+_STREAMS = {"pocket": "the pocket stream", "nevis/short": "Nevis'22", "nevis/full": "further data sets of Nevis'22"}
 
 # --- words for what a label says; a name that is not here is said as it is ------------------------------
 _WORDS = {
@@ -62,6 +66,8 @@ def load_records(profile: str, *groups: str) -> pd.DataFrame:
     have not been run.
     """
     files = {arm: records_file(profile, arm) for group in groups or ("arms",) for arm in arms_of(profile, group)}
+    if not files:
+        raise MissingArms(f"The profile {profile} has no arms in {' or '.join(groups)}.")
     if missing := [arm for arm, file in files.items() if not file.exists()]:
         command = "rerun" if profile in COMMITTED else "figures"  # which only draws what is committed
         raise UserError(
@@ -72,6 +78,28 @@ def load_records(profile: str, *groups: str) -> pd.DataFrame:
     for seed in records["seed"].unique():
         records["arm"] = records["arm"].str.removesuffix(replicate("", seed))
     return described(records)
+
+
+def load_streams(profile: str, *groups: str, beside: Iterable[str] = ("nevis",)) -> dict[str, pd.DataFrame]:
+    """`load_records` by the stream's name in words: and with the paper's those of the profiles `beside`, if there."""
+    others = [other for other in beside if profile == "paper" and are_there(other)]
+    loaded = [load_records(one, *groups) for one in (profile, *others)]
+    return {_STREAMS.get(stream := records["stream"].iloc[0], stream): records for records in loaded}
+
+
+def pooled(*streams: pd.DataFrame) -> pd.DataFrame:
+    """Records of several streams as those of one: of the arms and budgets that all have, every task once.
+
+    Of a task that a stream has twice, the first event is taken.
+    """
+    keys = [pd.MultiIndex.from_frame(records[["arm", "budget"]]) for records in streams]
+    shared = [all(key in other for other in keys) for key in keys[0].unique()]
+    known, tables, offset = keys[0].unique()[shared], [], 0
+    for records, key in zip(streams, keys, strict=True):
+        is_first = records["event"] == records.groupby("task")["event"].transform("min")
+        tables.append(records[is_first & key.isin(known)].assign(event=records["event"] + offset))
+        offset += records["event"].max() + 1
+    return pd.concat(tables, ignore_index=True)
 
 
 def are_there(profile: str) -> bool:
@@ -113,7 +141,7 @@ def _families(records: pd.DataFrame) -> np.ndarray:
         "fewer pixels": records["image_size"] < pixels,
     }
     kind = np.select([*kinds.values()], [*kinds], "dense")
-    learnt = np.where(records["learner"] == "probe", ", probe", ", fine-tuned")
+    learnt = np.where(records["learner"].isin(["probe", "probe_finetune"]), ", probe", ", fine-tuned")
     return np.where(np.isin(kind, ["pruned", "dense"]), np.char.add(kind, learnt), kind)
 
 
@@ -165,6 +193,12 @@ def some(table: pd.DataFrame, expected: str) -> pd.DataFrame:
 def of_families(records: pd.DataFrame, *families: str) -> list[str]:
     """The arms of families, in the records' order."""
     return list(records.loc[records["family"].isin(families), "arm"].unique())
+
+
+def at_budgets_of_all_families(records: pd.DataFrame) -> pd.DataFrame:
+    """The records at the budgets at which some arm of every family was run, so that no alternative is missing."""
+    every = records.groupby("budget")["family"].transform("nunique") == records["family"].nunique()
+    return records[every]
 
 
 def at_shared_budgets(records: pd.DataFrame) -> pd.DataFrame:

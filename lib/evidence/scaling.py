@@ -11,26 +11,29 @@ import pandas as pd
 from lib.evidence.analysis import by_task, estimate, mean_accuracy
 from lib.evidence.records import MissingArms, of_reference, some
 
+ROUTES = {"removing channels": "channels removed", "fewer pixels": "fewer pixels"}  # to a smaller network: its origin
+
 
 def sizes(records: pd.DataFrame) -> pd.DataFrame:
     """Mean error of every arm at every budget against the network's own size.
 
     Columns: arm, budget, forward_macs (of one image), image_passes (mean over tasks), origin (what the network's size
-    comes from), fitted (whether it is the reference network's own, pruned or on fewer pixels), error (percent).
+    comes from), error (percent).
     """
     about = records.groupby(["arm", "budget"], sort=False)[["forward_macs", "image_passes"]].mean()
     first = records.drop_duplicates("arm").set_index("arm")
-    pruned = first["ratio"] > 0
+    own, pruned = of_reference(first), first["ratio"] > 0
+    fewer = first["image_size"] < first["reference"].str.split("@").str[1].astype(int)
     origins = {
+        "other network": ~own,
+        "both": pruned & fewer,
         "channels removed": pruned & (first["granularity"] == "channel"),
         "inner filters removed": pruned,
-        "fewer pixels": first["family"] == "fewer pixels",
-        "other network": first["family"] == "other network",
+        "fewer pixels": fewer,
     }
     origin = pd.Series(np.select([*origins.values()], [*origins], "dense"), first.index)
-    fitted = of_reference(first)
     found = about.join(mean_accuracy(records).set_index(["arm", "budget"])["accuracy"]).reset_index()
-    found["origin"], found["fitted"] = found["arm"].map(origin), found["arm"].map(fitted)
+    found["origin"] = found["arm"].map(origin)
     return found.assign(error=100 - found["accuracy"]).drop(columns="accuracy")
 
 
@@ -48,15 +51,16 @@ def optimum(macs: np.ndarray, errors: np.ndarray) -> float:
     return float(10 ** min((low, high), key=lambda end: np.polyval(curve, end)))
 
 
-def best_sizes(records: pd.DataFrame) -> pd.DataFrame:
-    """The optimum at each budget that all sizes of the reference network were run with, and how it moves.
+def best_sizes(records: pd.DataFrame, route: str) -> pd.DataFrame:
+    """The optimum at each budget that all sizes of the reference network by a route were run with, and how it moves.
 
-    Columns: budget, macs, low, high (95 % over tasks), within (whether it is no end of what was measured); slope,
-    slope_low, slope_high: of log MACs against log budget, in every row. Raises MissingArms for fewer than four sizes.
+    `route`: one of ROUTES. Columns: budget, macs, low, high (95 % over tasks), within (whether it is no end of what was
+    measured); slope, slope_low, slope_high: of log MACs against log budget, in every row. Raises MissingArms for fewer
+    than four sizes.
     """
-    table = sizes(records)
-    arms = table.loc[table["fitted"], "arm"].unique()
-    shared = table[table["arm"].isin(arms)].pivot(index="arm", columns="budget", values="forward_macs").dropna(axis=1)
+    table = on_route(sizes(records), route)
+    arms = table["arm"].unique()
+    shared = table.pivot(index="arm", columns="budget", values="forward_macs").dropna(axis=1)
     some(shared if len(shared) > 3 and shared.shape[1] > 1 else shared[:0], "four sizes of one network, learnt alike")
     macs, budgets = shared.iloc[:, 0].to_numpy(), shared.columns.to_numpy(dtype=float)
     tasks = 100 - by_task(records[records["arm"].isin(arms)])
@@ -77,19 +81,23 @@ def best_sizes(records: pd.DataFrame) -> pd.DataFrame:
     return found.assign(**dict(zip(["slope", "slope_low", "slope_high"], estimate(slope, errors), strict=True)))
 
 
-def iso_curves(records: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
-    """The tables of `sizes` and `best_sizes`, of networks whose layers are all fine-tuned and of probes.
+def on_route(table: pd.DataFrame, route: str) -> pd.DataFrame:
+    """The rows of `sizes` that are the dense reference network, or made smaller by one of ROUTES alone."""
+    return table[table["origin"].isin(["dense", ROUTES[route]])]
 
-    Without what has too few sizes. Raises MissingArms where both have.
+
+def iso_curves(records: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """The table of `sizes` of all probes, and `best_sizes` by route.
+
+    Without a route that has too few sizes. Raises MissingArms where every one has.
     """
-    found = {}
-    for name, learner in (("fine-tuned", "independent"), ("probe", "probe")):
-        of_learner = records[(records["learner"] == learner) & (records["trials"] == 1)]
+    probes, found = records[records["learner"] == "probe"], {}
+    for route in ROUTES:
         with suppress(MissingArms):
-            found[name] = sizes(of_learner), best_sizes(of_learner)
+            found[route] = best_sizes(probes, route)
     if not found:
         raise MissingArms("The records have no arms to compare: expected four sizes of one network, learnt alike.")
-    return found
+    return sizes(probes), found
 
 
 def explained(table: pd.DataFrame, by: str) -> float:

@@ -8,7 +8,8 @@ from lib.common.paths import BUILD, PAPER_RECORDS, ROOT
 from lib.runs.stamps import spec_defaults
 
 PROFILES = ROOT / "notebooks" / "profiles.toml"
-COMMITTED = {"paper": ".", "nevis": "nevis"}  # the profiles whose records are, and their folders there
+# The profiles whose records are committed, and their folders below paper/records.
+COMMITTED = {"paper": ".", "nevis": "nevis", "sizes": "sizes", "further": "further"}
 _SPECIAL = "common", "seeds", "long"  # of a profile's tables; the others are groups of arms
 
 

@@ -95,8 +95,9 @@ Sources = tuple[tuple[str, bytes], ...]  # modules and what is in their files
 
 
 def _sources() -> Sources:
-    """The modules of lib/ and paper/, and those beside the notebooks, as they are now."""
-    places = (LIB, LIB.parent), (ROOT / "paper", ROOT), (ROOT / "notebooks", ROOT / "notebooks")
+    """The modules of lib/, paper/ and tools/, and those beside the notebooks, as they are now."""
+    beside = (ROOT / "paper", ROOT), (ROOT / "tools", ROOT), (ROOT / "notebooks", ROOT / "notebooks")
+    places = (LIB, LIB.parent), *beside
     files = [(file, file.relative_to(base)) for folder, base in places for file in sorted(folder.rglob("*.py"))]
     return tuple(
         (".".join(at.with_suffix("").parts).removesuffix(".__init__"), file.read_bytes()) for file, at in files
