@@ -22,10 +22,21 @@ endif
 MEASURED := 05_zero_shot_fidelity 06_macs_and_measured_time
 # These need arms that the smaller profiles do not have.
 ifeq ($(PROFILE),paper)
-DRAWN += 10_rates 11_near_and_far 12_which_filters 13_adviser
+DRAWN += 10_rates 11_near_and_far 12_which_filters 13_adviser 14_over_the_stream \
+	15_size_of_the_task
+endif
+# The images of these do not come with the code.
+ifeq ($(PROFILE),nevis)
+DRAWN := $(filter-out 07_the_stream,$(DRAWN))
+endif
+ifeq ($(PROFILE),further)
+DRAWN := 02_the_front 04_task_by_task
+endif
+ifeq ($(PROFILE),sizes)
+DRAWN := 15_size_of_the_task
 endif
 # Their records are committed: `figures` draws them, `rerun` measures them.
-COMMITTED := paper nevis
+COMMITTED := paper nevis sizes further
 # What `make pretrain` trains.
 NETWORKS ?= resnet18eighth_64 resnet18quarter_64 resnet18half_64 resnet26_64 resnet50_64
 # The whole repository, so that links and pictures are found, opened on the start page.
@@ -54,7 +65,7 @@ export PYTHONUTF8 := 1
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
-	@echo "Profiles (PROFILE=...): smoke, pocket (the default), paper, nevis"
+	@echo "Profiles (PROFILE=...): smoke, pocket (the default), paper, nevis, sizes, further"
 
 setup: ## make .venv from requirements.txt, when it is missing, broken, out of date or was moved
 	@want="$(CURDIR) $$(cat requirements.txt pyproject.toml | cksum)"; \
@@ -93,11 +104,11 @@ endif
 	@$(MAKE) --silent --no-print-directory $(PARALLEL) _drawn
 	@echo "Figures are in figures/$(PROFILE)."
 
-rerun: setup ## measure anew what is out of date, also of PROFILE=paper and nevis, then draw all figures
+rerun: setup ## measure anew what is out of date, also of the committed profiles, then draw all figures
 	@$(PY) -m tools.stamps renew "$(PROFILE)"
 	$(run_arms)
 	@$(MAKE) --silent --no-print-directory $(PARALLEL) _drawn
-	$(if $(filter nevis,$(PROFILE)),,@$(MAKE) --silent --no-print-directory -j1 _measured)
+	$(if $(filter-out paper,$(filter $(COMMITTED),$(PROFILE))),,@$(MAKE) --silent --no-print-directory -j1 _measured)
 
 runs: setup-cluster ## run the arms of PROFILE on CLUSTER: local, a scheduler's address, slurm, pbs, ... (WORKERS=2)
 	@$(PY) -m tools.cluster "$(PROFILE)" "$(or $(CLUSTER),local)" "$(or $(WORKERS),2)"
@@ -188,7 +199,7 @@ format: setup-test ## lay the code out and mend what ruff can mend
 	$(PY) -m ruff format $(CODE)
 
 clean: ## remove what was built (build/, figures of other profiles than paper); the packages stay
-	rm -rf build figures/smoke figures/pocket figures/nevis
+	rm -rf build figures/smoke figures/pocket figures/nevis figures/sizes figures/further
 
 # --- below, reached through `figures` and `rerun` only, when the stamps are fresh ------------------
 

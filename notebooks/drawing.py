@@ -21,8 +21,8 @@ from style import (
 )
 
 from lib.evidence.analysis import front, mean_accuracy
-from lib.evidence.records import CONTROLS
-from lib.evidence.scaling import parabola
+from lib.evidence.records import CONTROLS, FAMILIES
+from lib.evidence.scaling import on_route, parabola
 
 ACCURACY = "accuracy (%, mean over tasks)"
 POINTS = "points of accuracy"
@@ -30,6 +30,7 @@ _MARKERS = {
     "channels removed": "o",
     "inner filters removed": "s",
     "fewer pixels": "v",
+    "both": "P",
     "dense": "D",
     "other network": "x",
 }
@@ -68,49 +69,52 @@ def _name_lines(grid: list[Axes]) -> None:
 
 
 @in_style
-def iso_flop(curves: dict[str, tuple[pd.DataFrame, pd.DataFrame]], message: str) -> Figure:
+def iso_flop(table: pd.DataFrame, optima: dict[str, pd.DataFrame], message: str) -> Figure:
     """Error against the MACs of the network itself, a curve per budget, its optimum starred, and how that moves.
 
-    `curves`: for each way of learning, a panel, the tables of `scaling.sizes` and `scaling.best_sizes`. The marker
-    says where a size comes from. The panel at the right shows the best size against the budget.
+    `table` is that of `scaling.sizes`, `optima` those of `scaling.best_sizes` by route, a panel each. A curve is fitted
+    to the sizes of its route, drawn full; paler marks are of all others. The panel at the right shows the best size
+    against the budget.
     """
-    figure, grid = panels(len(curves) + 1, 3.1, message)
-    budgets = sorted({budget for table, _ in curves.values() for budget in table["budget"]})
+    figure, grid = panels(len(optima) + 1, 3.1, message)
+    budgets = sorted(set(pd.concat(optima.values())["budget"]))
     colours = dict(zip(budgets, mpl.colormaps["viridis"](np.linspace(0, 0.85, len(budgets))), strict=True))
-    for axes, (name, (table, best)) in zip(grid, curves.items(), strict=False):
-        axes.set(title=name, xscale="log", xlabel="MACs of one image, forward", ylabel="error (%, mean over tasks)")
+    for axes, (route, best) in zip(grid, optima.items(), strict=False):
+        axes.set(title=route, xscale="log", xlabel="MACs of one image, forward", ylabel="error (%, mean over tasks)")
         _size_axis(axes, table["forward_macs"])
         ends = {}
         for budget, rows in table[table["budget"].isin(best["budget"])].groupby("budget"):
-            ends[budget_said(budget)] = *_one_budget(axes, rows, colours[budget], best), colours[budget]
+            ends[budget_said(budget)] = *_one_budget(axes, rows, route, colours[budget], best), colours[budget]
         label_ends(axes, ends)
-    for look, (name, (_, best)) in zip((("-", "black"), ("--", "white")), curves.items(), strict=False):
-        _best_sizes(grid[-1], best, f"{name}: slope {best['slope'].iloc[0]:.2f}", *look)
+    for look, (route, best) in zip((("-", "black"), ("--", "white")), optima.items(), strict=False):
+        _best_sizes(grid[-1], best, f"{route}: slope {best['slope'].iloc[0]:.2f}", *look)
     grid[-1].set(title="best size", yscale="log", ylabel="MACs of one image, forward")
-    budget_axis(grid[-1], pd.concat([best["budget"] for _, best in curves.values()]))
-    _size_axis(grid[-1], pd.concat([table["forward_macs"] for table, _ in curves.values()]), "y")
+    budget_axis(grid[-1], budgets)
+    _size_axis(grid[-1], pd.concat([on_route(table, route) for route in optima])["forward_macs"], "y")
     grid[-1].set_ylim(top=2.5 * grid[-1].get_ylim()[1])  # room for the legend
     grid[-1].legend(loc="upper left", handlelength=1.5)
     keys = {name: mpl.lines.Line2D([], [], color="0.3", linewidth=0, marker=mark) for name, mark in _MARKERS.items()}
-    shown = pd.concat([table["origin"] for table, _ in curves.values()]).unique()
-    used = {name: key for name, key in keys.items() if name in shown}
-    figure.legend([*used.values()], [*used], loc="outside lower center", ncols=5, handletextpad=0.2)
+    used = {name: key for name, key in keys.items() if name in set(table["origin"])}
+    figure.legend([*used.values()], [*used], loc="outside lower center", ncols=6, handletextpad=0.2)
     return figure
 
 
-def _one_budget(axes: Axes, rows: pd.DataFrame, colour: np.ndarray, best: pd.DataFrame) -> tuple[float, float]:
-    """The sizes of one budget, their fitted curve and its optimum; returns the curve's right end."""
+def _one_budget(
+    axes: Axes, rows: pd.DataFrame, route: str, colour: np.ndarray, best: pd.DataFrame
+) -> tuple[float, float]:
+    """The sizes of one budget, the curve fitted to a route's and its optimum; returns a place beside the largest."""
+    own = on_route(rows, route)
     for origin, of_origin in rows.groupby("origin", sort=False):
         look = {"marker": _MARKERS[origin], "linewidth": 0, "color": colour}
-        axes.plot(of_origin["forward_macs"], of_origin["error"], **look)
-    own = rows[rows["fitted"]]
+        fitted = origin in set(own["origin"])
+        axes.plot(of_origin["forward_macs"], of_origin["error"], alpha=1 if fitted else 0.35, **look)
     curve = parabola(own["forward_macs"], own["error"])
     xs = np.geomspace(own["forward_macs"].min(), own["forward_macs"].max(), 60)
     axes.plot(xs, np.polyval(curve, np.log10(xs)), color=colour, linewidth=1)
     at = best.loc[best["budget"] == rows["budget"].iloc[0], "macs"].iloc[0]
     star = {"marker": "*", "markersize": 9, "color": colour, "markeredgecolor": "black", "markeredgewidth": 0.5}
     axes.plot(at, np.polyval(curve, np.log10(at)), **star)
-    return max(xs[-1], rows["forward_macs"].max()), rows.sort_values("forward_macs")["error"].iloc[-1]
+    return max(xs[-1], rows["forward_macs"].max()), own.sort_values("forward_macs")["error"].iloc[-1]
 
 
 def _best_sizes(axes: Axes, best: pd.DataFrame, label: str, dashes: str, fill: str) -> None:
@@ -121,9 +125,10 @@ def _best_sizes(axes: Axes, best: pd.DataFrame, label: str, dashes: str, fill: s
 
 
 def _size_axis(axes: Axes, macs: pd.Series, which: str = "x") -> None:
-    """Ticks in millions of MACs, doubling."""
+    """Ticks in millions of MACs, doubling, or where there is no room for all, more."""
     axis = getattr(axes, f"{which}axis")
     ticks = [1e6 * 2**power for power in range(12) if macs.min() / 1.5 < 1e6 * 2**power < 1.5 * macs.max()]
+    ticks = ticks[:: 1 + len(ticks) // 5]
     axis.set_ticks(ticks, [short(tick) for tick in ticks])
     axis.set_ticks([], minor=True)
 
@@ -212,7 +217,7 @@ def dots(table: pd.DataFrame, message: str, called: str) -> Figure:
         part = table[table["panel"] == name]
         labels = list(part["label"].unique())[::-1]
         for number, (budget, rows) in enumerate(part.groupby("budget")):
-            places = rows["label"].map(labels.index) + 0.12 * ((len(budgets) - 1) / 2 - number)
+            places = rows["label"].map(labels.index) + 0.24 * ((len(budgets) - 1) / 2 - number)
             axes.hlines(places, rows["low"], rows["high"], color=colours[budget], linewidth=1)
             axes.plot(rows["points"], places, "o", color=colours[budget], label=f"{budget_said(budget)} dense images")
         axes.axvline(0, color="black", linewidth=0.8)
@@ -228,16 +233,65 @@ def dots(table: pd.DataFrame, message: str, called: str) -> Figure:
 def by_distance(table: pd.DataFrame, message: str) -> Figure:
     """Points of a lead against a task's distance to the pretraining images: a dot per task, a panel per lead.
 
-    Columns of the table: panel, task, distance, points.
+    Columns of the table: panel, stream (in words), distance, points.
     """
     names = list(table["panel"].unique())
     figure, grid = panels(len(names), 2.6, message, sharex=True)
+    fills = dict(zip(table["stream"].unique(), ("white", colour_of("pruned"), "#f0b89a"), strict=False))
     for axes, name in zip(grid, names, strict=True):
         part = table[table["panel"] == name]
-        axes.plot(part["distance"], part["points"], "o", color=colour_of("pruned"))
+        for stream, dots in part.groupby("stream", sort=False):
+            look = {"color": colour_of("pruned"), "markerfacecolor": fills[stream], "label": stream}
+            axes.plot(dots["distance"], dots["points"], "o", **look)
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set(title=name, xlabel="distance (nats)")
     grid[0].set_ylabel(POINTS)
+    if len(fills) > 1:
+        fullest = max(grid, key=lambda axes: len(axes.lines))
+        figure.legend(*fullest.get_legend_handles_labels(), loc="outside lower center", ncols=len(fills))
+    return figure
+
+
+@in_style
+def over_the_stream(tables: dict[str, pd.DataFrame], message: str) -> Figure:
+    """Mean error over events against all compute spent on them: a dot per network, learner and budget, a panel each.
+
+    `tables` are those of `analysis.over_the_stream`, by which events they are of. The line is the Pareto front.
+    """
+    figure, grid = panels(len(tables), 3.3, message)
+    for axes, (name, table) in zip(grid, tables.items(), strict=True):
+        for family in (*FAMILIES, *CONTROLS):
+            dots = table[table["family"] == family]
+            fill = "white" if family.endswith("probe") else colour_of(family)
+            look = {"color": colour_of(family), "markerfacecolor": fill, "marker": "o", "linewidth": 0}
+            axes.plot(dots["flops"], dots["error"], label=family, **look)
+        line = table[table["on_front"]].sort_values("flops")
+        axes.step(line["flops"], line["error"], where="post", color="0.5", linewidth=0.9, zorder=0)
+        axes.set(title=name, xscale="log", xlabel="FLOPs over the events", ylabel="error (%, mean over events)")
+    shown = [handle for handle in grid[0].lines if len(handle.get_xdata()) and not handle.get_label().startswith("_")]
+    figure.legend(shown, [one.get_label() for one in shown], loc="outside lower center", ncols=4, handletextpad=0.2)
+    return figure
+
+
+@in_style
+def task_sizes(table: pd.DataFrame, message: str) -> Figure:
+    """Accuracy against how many training images a task has: a panel per budget, a line per network and learner.
+
+    `table` is that of `analysis.by_task_size`.
+    """
+    budgets = sorted(table["budget"].unique())
+    figure, grid = panels(len(budgets), 3.0, message, sharey=True)
+    images = sorted(table["images"].unique())
+    for axes, budget in zip(grid, budgets, strict=True):
+        axes.set(title=f"{budget_said(budget)} dense images", xlabel="training images of a task")
+        for (label, family), line in table[table["budget"] == budget].groupby(["label", "family"], sort=False):
+            look = {"color": colour_of(family), "linestyle": dashes_of(family), "marker": "o", "label": label}
+            line = line.sort_values("images")
+            axes.plot(line["images"].map(images.index), line["accuracy"], **look)
+        names = ["all" if np.isinf(count) else f"{count:,.0f}" for count in images]
+        axes.set_xticks(range(len(images)), names)
+    grid[0].set_ylabel("accuracy (%, mean over tasks)")
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 

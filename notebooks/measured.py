@@ -10,20 +10,23 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lib.common.errors import UserError
 from lib.common.paths import PAPER_RECORDS
 from lib.evidence.analysis import leads
-from lib.evidence.records import COMPARED, MissingArms, arms, of_families, said, some
+from lib.evidence.records import COMPARED, MissingArms, arms, of_reference, said, some
 from lib.learning.rates import rates
 from lib.learning.training import TaskNetwork
 from lib.networks.backbone import Backbone, load_backbone, normalised
 from lib.networks.macs import forward_macs, training_macs
-from lib.networks.measure import distance_to_pretraining, fidelity, measure_latency
+from lib.networks.measure import fidelity, measure_latency
 from lib.pruning import plan_pruning
 from lib.pruning.plan import PruningPlan
 from lib.runs.profiles import arms_of
 from lib.runs.spec import RunSpec, best_image_size
 from lib.streams import calibration_images, list_tasks, load_stream
 from lib.streams.shipped import POCKET
+from tools.distances import FOLDER as DISTANCES
+from tools.distances import measure as measure_distances
 from tools.speed import images_per_second
 
 
@@ -121,12 +124,15 @@ def _times(network: Backbone, spec: RunSpec, image_size: int) -> list[tuple[str,
     return rows
 
 
-def distances(backbone: str, stream: str, missing: str, images: int = 50) -> pd.Series:
-    """How far each task is from the pretraining images (nats), by event, from its first training images."""
-    network, size = load_backbone(backbone), best_image_size(backbone)
-    tasks = load_stream(stream, missing).tasks
-    found = [distance_to_pretraining(network, task.read(size).train.first(images).images) for task in tasks]
-    return pd.Series(found, pd.RangeIndex(len(tasks), name="event"), name="distance")
+def distances(backbone: str, stream: str) -> pd.DataFrame:
+    """How far each task is from the pretraining images: as committed, or measured on the images.
+
+    Columns: stream, event, task, distance (nats).
+    """
+    file = DISTANCES / f"{backbone}.parquet"
+    committed = pd.read_parquet(file) if file.exists() else pd.DataFrame({"stream": []})
+    known = committed[committed["stream"] == stream]
+    return known if len(known) else measure_distances(backbone, load_stream(stream))
 
 
 def rates_tried(backbone: str, learner: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -147,28 +153,45 @@ def rates_tried(backbone: str, learner: str) -> tuple[pd.DataFrame, pd.DataFrame
     return table, rule.assign(best=table.groupby(["ratio", "budget"])["error_dev"].min()).reset_index()
 
 
-def leads_by_distance(profile: str, records: pd.DataFrame) -> pd.DataFrame:
-    """Leads of pruned over dense, and of inner filters over channels, per task, mean over the budgets in common.
+def leads_by_distance(streams: dict[str, pd.DataFrame], share: float = 0.5) -> pd.DataFrame:
+    """Leads of pruned over dense, and of inner filters over channels, per task, mean over the budgets of all streams.
 
-    Of the first share that is removed by either granularity. Columns: panel, event, task, distance (nats), points.
-    Raises MissingArms where the records have no arm of inner filters.
+    Of the reference network with `share` removed. `streams`: records by a stream's name. A task that a stream has twice
+    is one row. Columns: panel, stream, task, distance (nats), points. Raises MissingArms where no records have a pair
+    to compare, UserError for a task whose distance is not known.
     """
-    arm = next(iter(arms_of(profile).values()))
-    far = distances(arm["backbone"], arm.get("stream", "pocket"), arm.get("missing", "error"))
+    found = {name: _pairs_led(records, share) for name, records in streams.items()}
+    tables = [pd.DataFrame()]
+    for panel in dict.fromkeys(panel for pairs in found.values() for panel in pairs):
+        of_streams = {name: pairs[panel] for name, pairs in found.items() if panel in pairs}
+        shared = set.intersection(*(set(table["budget"]) for table in of_streams.values()))
+        for name, table in of_streams.items():
+            first = streams[name].iloc[0]
+            at_shared = table[table["budget"].isin(shared)].groupby(["event", "task"], sort=False)["points"].mean()
+            far = distances(first["reference"].split("@")[0], first["stream"])
+            both = at_shared.reset_index().merge(far, on=["event", "task"], how="left")
+            if both["distance"].isna().any():
+                raise UserError(f"{name} has other tasks than {DISTANCES}: run `python -m tools.distances`.")
+            means = both.groupby("task", sort=False)[["distance", "points"]].mean().reset_index()
+            tables.append(means.assign(panel=panel, stream=name))
+    return some(pd.concat(tables, ignore_index=True), "a network dense and pruned")
+
+
+def _pairs_led(records: pd.DataFrame, share: float) -> dict[str, pd.DataFrame]:
+    """`analysis.leads` of each pair of arms of the reference network that the records have, by what leads what."""
     about = arms(records)
-    filters = about[(about["granularity"] == "filter") & (about["ratio"] > 0) & (about["learner"] == "probe")]
-    share = some(filters, "a network without some of its inner filters")["ratio"].iloc[0]
-    usual = about[(about["ratio"] == share) & (about["how"] == "") & (about["backbone"] == arm["backbone"])]
-    probed, tuned = (usual.index[usual["learner"] == learner][0] for learner in ("probe", "independent"))
-    dense = {learner: of_families(records, f"dense, {learner}")[:1] for learner in ("probe", "fine-tuned")}
+    own = about[of_reference(about) & (about["image_size"] == about["reference"].str.split("@").str[1].astype(int))]
+    named = own["how"].where(own["ratio"] > 0, "dense")
+
+    def arm(how: str, learner: str) -> list[str]:
+        return list(own.index[(named == how) & own["ratio"].isin([0, share]) & (own["learner"] == learner)][:1])
+
     pairs = {
-        "pruned over dense, fine-tuned": ([tuned], dense["fine-tuned"]),
-        "pruned over dense, probe": ([probed], dense["probe"]),
-        "inner filters over channels, probe": ([filters.index[0]], [probed]),
+        "pruned over dense, fine-tuned": (arm("", "independent"), arm("dense", "independent")),
+        "pruned over dense, probe": (arm("", "probe"), arm("dense", "probe")),
+        "inner filters over channels, probe": (arm("inner filters", "probe"), arm("", "probe")),
     }
-    found = pd.concat({name: leads(records, *pair) for name, pair in pairs.items()}, names=["panel"])
-    means = found.groupby(["panel", "event", "task"], sort=False)["points"].mean().reset_index()
-    return means.assign(distance=means["event"].map(far))
+    return {name: leads(records, *pair) for name, pair in pairs.items() if all(pair)}
 
 
 def stream_table(profile: str) -> tuple[pd.DataFrame, list[np.ndarray]]:
@@ -177,10 +200,11 @@ def stream_table(profile: str) -> tuple[pd.DataFrame, list[np.ndarray]]:
     The images are uint8 (12, 64, 64, 3), of the training part.
     """
     arm = next(iter(arms_of(profile).values()))
-    stream = load_stream(arm.get("stream", "pocket"), arm.get("missing", "error"))
+    stream = load_stream(arm.get("stream", "pocket"), arm.get("missing", "error")).only(arm.get("tasks"))
     data = [task.read(64) for task in stream.tasks]
     listed = list_tasks(stream.name)
-    tasks = listed[listed["available"]].drop(columns=["available", "how"]).reset_index(drop=True)
+    here = listed["available"] & listed["name"].isin([task.name for task in stream.tasks])
+    tasks = listed[here].drop(columns=["available", "how"]).reset_index(drop=True)
     for part in ("train", "dev", "test"):
         tasks[part] = [len(getattr(parts, part)) for parts in data]
     cards = pd.DataFrame(json.loads((POCKET / "cards.json").read_text())).set_index("name")

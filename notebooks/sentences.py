@@ -3,9 +3,9 @@
 import pandas as pd
 from IPython.display import Markdown
 from scipy.stats import spearmanr
-from style import budget_said
+from style import budget_said, short
 
-from lib.evidence.analysis import MARGIN
+from lib.evidence.analysis import MARGIN, Estimate
 
 
 def listed(words: list[str]) -> str:
@@ -37,7 +37,7 @@ def front_title(summaries: dict[str, pd.DataFrame]) -> str:
     parts = [
         f"at {budgets} ({name})" if len(said) > 1 else f"at {budgets}" for name, budgets in said.items() if budgets
     ]
-    return f"A pruned network leads every alternative {', '.join(parts)}"
+    return f"Pruned leads all else {', '.join(parts)}"
 
 
 def front_sentence(found: dict[str, pd.DataFrame], hindsight: dict[str, pd.DataFrame]) -> Markdown:
@@ -72,14 +72,14 @@ def said_leads(table: pd.DataFrame, *by: str) -> pd.DataFrame:
     return pd.DataFrame(shown).set_index(pd.MultiIndex.from_frame(table[list(by)]))
 
 
-def size_title(curves: dict) -> str:
-    """How the best size moves with the budget; by what power only where no optimum is an end of what was measured."""
-    best = next(iter(curves.values()))[1]
+def size_title(optima: dict[str, pd.DataFrame]) -> str:
+    """How the best size by the first route moves with the budget; by what power only where every optimum is inside."""
+    route, best = next(iter(optima.items()))
     first = best.iloc[0]
     if first["slope_low"] <= 0:
-        return "The best size of a network is not sure to grow with the budget"
-    power = f": its MACs grow as the budget to the {first['slope']:.2f}" if best["within"].all() else ""
-    return f"The more compute, the larger the best network{power}"
+        return f"By {route}, the best size is not sure to grow with the budget"
+    power = f": as the budget to the {first['slope']:.2f}" if best["within"].all() else ""
+    return f"The more compute, the larger the best network by {route}{power}"
 
 
 def size_sentence(name: str, best: pd.DataFrame) -> Markdown:
@@ -159,10 +159,8 @@ def distance_sentence(table: pd.DataFrame) -> Markdown:
     said = []
     for name, part in table.groupby("panel", sort=False):
         rank = spearmanr(part["distance"], part["points"])
-        said.append(f"{name}: {points(rank.statistic, 2)} (p = {rank.pvalue:.2f})")
-    return Markdown(
-        f"**Rank correlation of a task's lead with its distance, over {len(part)} tasks: {'; '.join(said)}.**"
-    )
+        said.append(f"{name}: {points(rank.statistic, 2)} (p = {rank.pvalue:.2f}, {len(part)} tasks)")
+    return Markdown(f"**Rank correlation of a task's lead with its distance, {'; '.join(said)}.**")
 
 
 def distance_title(table: pd.DataFrame) -> str:
@@ -197,19 +195,68 @@ def dots_sentence(table: pd.DataFrame) -> Markdown:
 
 
 def regret_title(means: pd.DataFrame) -> str:
-    """The adviser's regret beside the best fixed choice's."""
-    regret = means.set_index("label")["points"]
+    """The adviser's regret beside the best fixed choice's, on the last stream."""
+    stream = means["panel"].iloc[-1]
+    regret = means[means["panel"] == stream].set_index("label")["points"]
     fixed = regret.drop("the adviser")
     return (
-        f"The adviser loses {regret['the adviser']:.1f} points to hindsight, always {fixed.idxmin()} {fixed.min():.1f}"
+        f"On {stream}, the adviser loses {regret['the adviser']:.1f} points to hindsight, "
+        f"always {fixed.idxmin()} {fixed.min():.1f}"
     )
 
 
 def regret_sentence(means: pd.DataFrame) -> Markdown:
-    """The same with intervals."""
-    said = [f"{row['label']} {row['points']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" for _, row in means.iterrows()]
+    """On each stream the adviser's regret and the best fixed choice's, with intervals."""
+    said = []
+    for stream, part in means.groupby("panel", sort=False):
+        rows = part.set_index("label").loc[["the adviser", *part["label"][part["label"] != "the adviser"][:1]]]
+        ends = [f"{name} {row['points']:.1f} [{row['low']:.1f}, {row['high']:.1f}]" for name, row in rows.iterrows()]
+        said.append(f"{stream}: {', always '.join(ends)}")
+    return Markdown(f"**Points below the best in hindsight, mean over tasks and budgets; {'; '.join(said)}.**")
+
+
+def stream_title(name: str, gain: Estimate) -> str:
+    """By how much pruned networks lower the front over all events, and whether that is sure."""
+    verb = "lower" if gain.low > 0 else "are not sure to lower"
+    return f"On {name}, pruned networks {verb} the front of error and compute ({points(-gain.value)} points)"
+
+
+def over_the_stream_sentence(tables: dict[str, pd.DataFrame], gain: Estimate) -> Markdown:
+    """What pruned networks lower the front by, how far apart the ends of each front are, and what is there."""
+    said = [
+        f"Mean over the range of compute, the front of all events is {gain.value:.1f} points [{gain.low:+.1f}, "
+        f"{gain.high:+.1f}] lower with pruned networks than without"
+    ]
+    for name, table in tables.items():
+        front = table[table["on_front"]].sort_values("flops")
+        first, last = front.iloc[0], front.iloc[-1]
+        said.append(
+            f"{name}: from {first['error']:.1f} % of error for {short(first['flops'])}FLOPs ({first['family']}) to "
+            f"{last['error']:.1f} % for {short(last['flops'])}FLOPs ({last['family']})"
+        )
+    return Markdown(f"**{'. '.join(said)}.**")
+
+
+def first_by_size(table: pd.DataFrame) -> pd.DataFrame:
+    """The first network and learner of `analysis.by_task_size`: a row per size of the task, a column per budget."""
+    best = table.loc[table.groupby(["images", "budget"])["accuracy"].idxmax()]
+    images = best["images"].map(lambda count: "all" if count == float("inf") else f"{count:,.0f}")
+    shown = best.assign(images=pd.Categorical(images, images.unique()), first=best["label"])
+    return shown.pivot(index="images", columns="budget", values="first")
+
+
+def task_size_title(table: pd.DataFrame) -> str:
+    """Which network and learner is first most often."""
+    counts = first_by_size(table).stack().value_counts()
+    return f"First in {counts.iloc[0]} of {counts.sum()} sizes and budgets: {counts.index[0]}"
+
+
+def task_size_sentence(table: pd.DataFrame) -> Markdown:
+    """Who is first on the smallest and on the whole tasks, at the largest budget."""
+    first, largest = first_by_size(table), table["budget"].max()
     return Markdown(
-        f"**Points of accuracy below the best in hindsight, mean over tasks and budgets: {'; '.join(said)}.**"
+        f"**With {budget_said(largest)} dense images, {first[largest].iloc[0]} is first where a task has "
+        f"{first.index[0]} training images, and {first[largest].iloc[-1]} where it has all of them.**"
     )
 
 

@@ -16,11 +16,22 @@ import pandas as pd
 from lib.common.errors import UserError, exit_with_one_sentence
 from lib.common.files import atomic_path
 from lib.common.paths import FIGURES, PAPER_RECORDS, ROOT
-from lib.evidence.analysis import Estimate, carried_on, front, holm, leads, summarised
-from lib.evidence.records import COMPARED, DENSE, ELSE, FAMILIES, PRUNED, load_records, of_families
+from lib.evidence.analysis import Estimate, carried_on, front, gain_by_rates, holm, leads, summarised
+from lib.evidence.records import (
+    COMPARED,
+    DENSE,
+    ELSE,
+    FAMILIES,
+    PRUNED,
+    at_budgets_of_all_families,
+    load_records,
+    of_families,
+    pooled,
+)
+from lib.learning.rates import rates
 from lib.networks.backbone import load_backbone
 from lib.networks.macs import forward_macs
-from lib.runs.profiles import arms_of, records_file
+from lib.runs.profiles import COMMITTED, arms_of, records_file
 from lib.runs.spec import RunSpec
 from lib.streams import list_tasks, load_stream
 from paper.claims import Claim, Lead, evaluate, load_claims
@@ -29,8 +40,12 @@ from tools.datasets.table import absent, events
 GENERATED = ROOT / "paper" / "generated"
 README = ROOT / "README.md"
 PINNED = "sources.sha256"
+LOW_RATE = 1e-3  # a common choice for all layers
+TUNING = PAPER_RECORDS / "tuning" / "efficientnet_lite0-independent.parquet"
 TIMES = FIGURES / "paper" / "06_macs_and_measured_time.csv"
-STREAMS = {"pocket": "paper", "Nevis'22": "nevis"}  # and the profiles that their committed records are of
+# The streams, and the profiles that their committed records are of.
+STREAMS = {"pocket": "paper", "Nevis'22": "nevis", "further events": "further"}
+ALL_SETS = "all data sets"  # of Nevis'22 that the records are of
 EVERY = (*COMPARED, "criteria")  # group of arms that there are records of
 
 
@@ -39,9 +54,15 @@ def committed_records(*groups: str) -> dict[str, pd.DataFrame]:
     return {stream: load_records(profile, *groups) for stream, profile in STREAMS.items()}
 
 
+def claimed_records() -> dict[str, pd.DataFrame]:
+    """All committed records that claims are about, by their stream; those of Nevis'22 also as one, ALL_SETS."""
+    records = committed_records(*EVERY)
+    return records | {ALL_SETS: pooled(records["Nevis'22"], records["further events"])}
+
+
 def published_claims() -> list[tuple[Claim, Estimate | Lead]]:
     """Every claim and what the committed records give for it."""
-    records = committed_records(*EVERY)
+    records = claimed_records()
     return [(claim, evaluate(claim, records)) for claim in load_claims()]
 
 
@@ -104,13 +125,13 @@ def escaped(text: str) -> str:
 def _numbers(records: dict[str, pd.DataFrame], rivals: pd.DataFrame) -> dict[str, str]:
     """Numbers of the set-up, and how many of the intervals of `rivals` leave zero."""
     tasks = list_tasks("pocket")
-    files = [records_file(profile, arm) for profile in STREAMS.values() for arm in arms_of(profile)]
+    files = [records_file(profile, arm) for profile in COMMITTED for arm in arms_of(profile)]
     spent = sum(pd.read_parquet(file)["seconds"].sum() for file in files)
     arms, nevis = arms_of("paper"), RunSpec(**arms_of("nevis")["probe"])
     usual = RunSpec(**arms["pruned_50"])
     name, side = usual.reference.split("@")
     unit = usual.unit_macs(10)
-    sizes = {"lite": (name, int(side)), "small": ("resnet18half_64", 64), "large": ("resnet26_64", 64)}
+    sizes = {"lite": (name, int(side)), "eighth": ("resnet18eighth_64", 64), "large": ("resnet26_64", 64)}
     million = {
         key: f"{forward_macs(load_backbone(of, pretrained=False), at) / 1e6:.0f}" for key, (of, at) in sizes.items()
     }
@@ -121,18 +142,20 @@ def _numbers(records: dict[str, pd.DataFrame], rivals: pd.DataFrame) -> dict[str
         "calibration images": str(usual.calibration_images),
         "unit": f"{unit / 1e9:.2f}",
         "nevis events": str(records["Nevis'22"]["event"].nunique()),
+        "further events": str(records["further events"]["event"].nunique()),
+        "all sets": str(pooled(records["Nevis'22"], records["further events"])["event"].nunique()),
         "nevis all": str(len(list_tasks(nevis.stream))),
         "nevis absent": str(len(absent(nevis.stream))),
         "nevis test": f"{nevis.evaluation_images:,}",
-        "shared budget": str(min(max(fields["budgets"]) for fields in arms.values())),
         "arms": str(sum("seed" not in fields for fields in arms.values())),
-        "runs": str(len(arms) + len(arms_of("nevis"))),
+        "runs": str(len(files)),
         "core hours": f"{spent / 3600:.1f}",
         "intervals": str(len(rivals)),
         "leave zero": str((rivals["p"] < 0.05).sum()),
         "after Holm": str((holm(rivals["p"].to_numpy()) < 0.05).sum()),
         "preparation": f"{pruned['preparation_macs'].max() / unit:,.0f}",
         **_times(),
+        **_gains(),
         **million,
     }
 
@@ -143,6 +166,17 @@ def _times() -> dict[str, str]:
     training = table[table["work"].str.startswith("training")]
     row = training.loc[training["share_of_macs"].idxmin()]
     return {"least macs": f"{row['share_of_macs']:.0%}", "least time": f"{row['share_of_time']:.0%}"}
+
+
+def _gains() -> dict[str, str]:
+    """What half of the channels removed gain on the tuning's dev images: by one low rate, and by the committed pair."""
+    tuning = pd.read_parquet(TUNING)
+    errors = tuning.groupby(["ratio", "budget", "body_rate", "head_rate"])["error_dev"].mean().reset_index()
+    table = gain_by_rates(errors, *rates("independent", "efficientnet_lite0"))
+    rows = {"low": f"one rate, {LOW_RATE:g}", "tuned": "the committed pair"}
+    said = {name: ", ".join(f"{points:+.1f}" for points in table.loc[row]) for name, row in rows.items()}
+    budgets = ", ".join(f"{budget:,}" for budget in table.columns)
+    return {"low rate": f"{LOW_RATE:g}", "tuning budgets": budgets, **{f"{name} gains": said[name] for name in said}}
 
 
 def _tasks() -> str:
@@ -177,7 +211,7 @@ def _front(records: dict[str, pd.DataFrame]) -> str:
 
 def _rivals(of_stream: pd.DataFrame) -> pd.DataFrame:
     """The best pruned network against the best dense one and the best of everything else, at each budget."""
-    of_stream = carried_on(of_stream)
+    of_stream = at_budgets_of_all_families(carried_on(of_stream))
     others = {"dense": DENSE, "fewer pixels, or another network": ELSE, "the best that is not pruned": (*DENSE, *ELSE)}
     found = []
     for rival, families in others.items():

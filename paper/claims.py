@@ -20,8 +20,8 @@ from torch import nn
 from lib.common.errors import UserError, choose
 from lib.common.paths import ROOT
 from lib.evidence import adviser, scaling
-from lib.evidence.analysis import Estimate, carried_on, estimate, leads, mean_accuracy, summarised
-from lib.evidence.records import COMPARED, FAMILIES, MissingArms, of_families
+from lib.evidence.analysis import Estimate, carried_on, estimate, front_gain, leads, summarised
+from lib.evidence.records import COMPARED, FAMILIES, PRUNED, MissingArms, of_families
 from lib.learning.engine import Engine
 from lib.learning.ledger import Ledger
 from lib.learning.training import Recipe, TaskNetwork, fine_tune
@@ -37,7 +37,7 @@ CLAIMS = ROOT / "paper" / "claims.yaml"
 
 
 class Lead(NamedTuple):
-    """By how many points one leads another, with the interval; what both reach, in percent; and the relative gain."""
+    """By how many points one leads another, and the interval; what both reach and is gained, in percent; tasks."""
 
     value: float
     low: float
@@ -47,13 +47,15 @@ class Lead(NamedTuple):
     relative: float
     relative_low: float
     relative_high: float
+    tasks: int
 
 
 @dataclass(frozen=True)
 class Claim:
     """`says` is a sentence with places for what is found; `holds` a condition on value, low and high.
 
-    `stream` names the records that it is about: pocket's, which every profile measures, or those of Nevis'22.
+    `stream` names the records that it is about: pocket's, which every profile measures, or another of
+    `paper.build.STREAMS`.
     """
 
     id: str
@@ -137,23 +139,12 @@ def _arms(records: pd.DataFrame, names: list[str]) -> list[str]:
 @estimator(of_records=True)
 def lead(records: pd.DataFrame, ours: list[str], theirs: list[str], budget: int) -> Lead:
     """What the best of the arms or families `ours` leads the best of `theirs` by, each chosen on the other tasks."""
+    sides = [_arms(records, side) for side in (ours, theirs)]
     records = carried_on(records)
-    found = leads(records, *(_arms(records, side) for side in (ours, theirs)))
-    rows = summarised(found[found["budget"] == budget])
-    if rows.empty:
-        raise NotMeasured
-    row = rows.iloc[0]
-    return Lead(row["points"], *row[["low", "high", "accuracy", "over", "relative", "relative_low", "relative_high"]])
-
-
-@estimator(of_records=True)
-def accuracy(records: pd.DataFrame, arm: str, budget: int) -> Estimate:
-    """Mean accuracy of an arm over tasks, in percent."""
-    means = mean_accuracy(records[records["arm"].isin(_arms(records, [arm]))])
-    row = means[means["budget"] == budget]
-    if row.empty:
-        raise NotMeasured
-    return Estimate(*row[["accuracy", "low", "high"]].iloc[0])
+    asked = (records["budget"] == budget) & records["arm"].isin([*sides[0], *sides[1]])
+    row = summarised(leads(records[asked], *sides)).iloc[0]
+    reached = row[["low", "high", "accuracy", "over", "relative", "relative_low", "relative_high"]]
+    return Lead(row["points"], *reached, int(row["tasks"]))
 
 
 @estimator(of_records=True)
@@ -164,21 +155,33 @@ def share_of_macs(records: pd.DataFrame, arm: str, over: str) -> Estimate:
 
 
 @estimator(of_records=True)
-def size_slope(records: pd.DataFrame) -> Estimate:
-    """How the best forward MACs of the main network's probes move with the budget: slope of their logarithms."""
-    _, best = scaling.iso_curves(records[records["arm"].isin(_compared())])["probe"]
+def size_slope(records: pd.DataFrame, route: str) -> Estimate:
+    """How the best forward MACs of the probed main network by a route move with the budget: slope of the logarithms."""
+    compared = _chosen_from(records)
+    best = scaling.best_sizes(compared[compared["learner"] == "probe"], route)
     return Estimate(*best[["slope", "slope_low", "slope_high"]].iloc[0])
 
 
 @estimator(of_records=True)
+def pruned_front_gain(records: pd.DataFrame) -> Estimate:
+    """Points of error by which pruned networks lower the Pareto front over all events."""
+    return front_gain(_chosen_from(records), *PRUNED)
+
+
+@estimator(of_records=True)
 def adviser_lead(records: pd.DataFrame) -> Estimate:
-    """By how many points the adviser's mean regret is below that of the best fixed choice."""
-    records = records[records["arm"].isin(_compared())]
-    if records["arm"].nunique() < 3:
-        raise NotMeasured
-    table = adviser.regrets(records).pivot_table("regret", ["task", "event"], "policy")
+    """By how many points the adviser's mean regret is below that of the best fixed choice in hindsight."""
+    table = adviser.regrets(_chosen_from(records)).pivot_table("regret", ["task", "event"], "policy")
     fixed = table.drop(columns="adviser")
     return estimate(np.mean, (fixed[fixed.mean().idxmin()] - table["adviser"]).to_numpy())
+
+
+def _chosen_from(records: pd.DataFrame) -> pd.DataFrame:
+    """The records of the arms that networks are chosen from. Raises NotMeasured for fewer than three."""
+    compared = records[records["arm"].isin(_compared())]
+    if compared["arm"].nunique() < 3:
+        raise NotMeasured
+    return compared
 
 
 def _exactly(value: float) -> Estimate:

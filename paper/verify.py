@@ -14,7 +14,7 @@ import pandas as pd
 
 from lib.common.errors import UserError, exit_with_one_sentence
 from lib.evidence.records import load_records
-from lib.runs.profiles import arms_of, records_file
+from lib.runs.profiles import COMMITTED, arms_of, records_file
 from lib.runs.spec import RunSpec
 from paper.build import (
     EVERY,
@@ -22,7 +22,7 @@ from paper.build import (
     PINNED,
     README,
     STREAMS,
-    committed_records,
+    claimed_records,
     generated_files,
     published_claims,
     with_answer,
@@ -44,7 +44,7 @@ def altered() -> list[str]:
 
 def _committed() -> Iterator[tuple[str, str, dict]]:
     """The profile, name and fields of every arm whose records are committed."""
-    for profile in STREAMS.values():
+    for profile in COMMITTED:
         for arm, fields in arms_of(profile).items():
             if records_file(profile, arm).exists():
                 yield profile, arm, fields
@@ -74,9 +74,11 @@ def verify(profile: str) -> tuple[pd.DataFrame, bool]:
     """One row per claim: what was published, what is measured now, and the verdict; and if all is well."""
     arms_of(profile)  # refuses an unknown one
     published = json.loads((GENERATED / "claims.json").read_text())
-    records = committed_records(*EVERY) if profile == "paper" else {}
-    if profile == "pocket":  # what `smoke` measures says that everything works, and nothing about errors
-        records = {"pocket": load_records(profile, *EVERY)}
+    # What `smoke` measures says that everything works, and nothing about errors.
+    streams = {stream: of for stream, of in {**STREAMS, "pocket": "pocket"}.items() if of == profile}
+    records = {stream: load_records(profile, *EVERY) for stream in streams}
+    if profile == "paper":
+        records = claimed_records()
     rows, well = [], True
     for claim in load_claims():
         before, now, verdict = _shown(published[claim.id]), "", "not measured here"

@@ -145,10 +145,12 @@ def test_little_is_enough(records, size):
 
 
 def test_tasks_of_one_name_are_two(records):
-    """In regrets by their events; in advice for that name neither has a say."""
+    """Each has its own regret; in advice for that name neither has a say."""
     twins = records.replace({"task": {"task1": "task0"}})
     table = regrets(twins)
-    pd.testing.assert_frame_equal(table.drop(columns="task"), regrets(records).drop(columns="task"))
+    assert len(table) == len(regrets(records))
+    advised = table[table["policy"] == "adviser"].set_index(["event", "budget"])["arm"]
+    assert advised[0, 0.5] == advised[1, 0.5] == "dense"  # by the third task alone; by the second, too, it were half
     assert recommend(0.5, "task0", twins).error.value == pytest.approx(0.3)
 
 
@@ -160,3 +162,15 @@ def test_regrets_by_hand(records):
     assert table["adviser", "task2", 0.5] == pytest.approx(60)
     assert (table.xs(2.0, level="budget")["adviser"] == 0).all()
     assert (table >= 0).all()
+
+
+def test_asked_about_the_future_it_knows_the_past_alone(records):
+    table = regrets(records, since=2012).set_index(["policy", "task", "budget"])["regret"]
+    assert set(table.index.unique("task")) == {"task2"}
+    # By the first two tasks half is the best at 0.5, and dense at 2.
+    assert table["adviser", "task2", 0.5] == pytest.approx(60) and table["adviser", "task2", 2.0] == 0
+    changed = records.assign(error_test=records["error_test"].where(records["year"] < 2012, 0.5))
+    assert set(regrets(changed, since=2012).query("policy == 'adviser' and budget == 0.5")["arm"]) == {"half"}
+    for nothing in (2010, 2013):
+        with pytest.raises(UserError, match=f"since={nothing} .* expected a year of 2011 to 2012"):
+            regrets(records, since=nothing)

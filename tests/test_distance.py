@@ -1,5 +1,6 @@
 """The distance to the pretraining images, against torch's own divergence and on images that are nearer."""
 
+import pandas as pd
 import pytest
 import torch
 from helpers import assert_same_state, few_images, random_backbone, state_of
@@ -7,9 +8,11 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from lib.common.errors import UserError
+from lib.evidence.records import load_records
 from lib.networks.backbone import Backbone, load_backbone, normalised
 from lib.networks.measure import distance_to_pretraining
-from lib.streams import Split
+from lib.streams import Split, load_stream
+from tools.distances import FOLDER, measure
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +60,23 @@ def test_photographs_are_nearer_to_imagenet_than_digits_and_the_network_is_left_
 def test_a_network_without_batch_norms_is_refused(clothes):
     with pytest.raises(UserError, match=r"timm:convnext_atto has no batch norms"):
         distance_to_pretraining(random_backbone("timm:convnext_atto"), clothes.images)
+
+
+@pytest.mark.parametrize(("profile", "stream"), [("nevis", "nevis/short"), ("further", "nevis/full")])
+def test_the_committed_distances_are_of_the_tasks_of_the_committed_records(profile, stream):
+    table = pd.read_parquet(FOLDER / "efficientnet_lite0.parquet").query("stream == @stream")
+    records = load_records(profile).drop_duplicates("event")
+    assert list(zip(table["event"], table["task"], strict=True)) == list(
+        zip(records["event"], records["task"], strict=True)
+    )
+    mnist = table.loc[table["task"] == "MNIST", "distance"]
+    assert mnist.nunique() == (stream == "nevis/short")  # twice in SHORT, on the same images
+
+
+def test_distances_of_a_stream_are_those_of_its_tasks():
+    stream = load_stream("pocket").only(["mnist", "emoji"])
+    table = measure("resnet18half_64", stream)
+    network = load_backbone("resnet18half_64")
+    images = [task.read(64).train.first(50).images for task in stream.tasks]
+    assert list(table["distance"]) == [distance_to_pretraining(network, one) for one in images]
+    assert list(table["task"]) == [task.name for task in stream.tasks]

@@ -15,11 +15,11 @@ from helpers import ERRORS, records_of
 from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 from sentences import size_title
-from test_scaling import shifting
+from test_scaling import ROUTE, shifting
 
 from lib.common.paths import ROOT
 from lib.evidence import scaling
-from lib.evidence.analysis import alternatives, leads, learners_compared
+from lib.evidence.analysis import alternatives, by_task_size, leads, learners_compared, over_the_stream
 
 PROBED = {("dense probe", 64): [0.4, 0.4, 0.4], ("half probe", 64): [0.3, 0.3, 0.3]}
 CONTROL = {("pixels", 64): [0.6, 0.6, 0.6]}
@@ -114,20 +114,22 @@ def all_figures(records: pd.DataFrame) -> dict[str, Figure]:
         "learners": drawing.learners(learners_compared(records), "A message"),
         "dots": drawing.dots(alternatives(records), "A message", "points"),
         "distance": drawing.by_distance(
-            lead.assign(panel="one", distance=[0.1, 0.2, 0.3] * (len(lead) // 3)), "A message"
+            lead.assign(panel="one", stream="pocket", distance=[0.1, 0.2, 0.3] * (len(lead) // 3)), "A message"
         ),
         "rates": drawing.rates(
             tuned.assign(error_dev=[0.1, 0.2, 0.3, 0.4]),
             pd.DataFrame({"ratio": [0.5], "budget": [64], "body": [1e-3], "head": [1e-2]}),
             "A message",
         ),
+        "stream": drawing.over_the_stream({"all events": over_the_stream(records)}, "A message"),
+        "sizes": drawing.task_sizes(by_task_size(records.assign(train_images=100), records), "A message"),
         "run": drawing.one_run(records[records["arm"] == "dense"]),
     }
 
 
 def test_every_figure_has_its_message_words_and_8_point_type():
     sized = {
-        "iso": drawing.iso_flop({"probe": (scaling.sizes(shifting()), scaling.best_sizes(shifting()))}, "A message")
+        "iso": drawing.iso_flop(scaling.sizes(shifting()), {ROUTE: scaling.best_sizes(shifting(), ROUTE)}, "A message")
     }
     for name, figure in {**all_figures(some_records()), **sized}.items():
         assert style.picture(figure).data.startswith(b"\x89PNG") and figure.get_label()
@@ -157,7 +159,7 @@ def test_names_at_the_ends_of_lines_do_not_touch():
     assert placed["d"] == 100 and np.mean(ordered[:3]) == pytest.approx(11)
 
 
-@pytest.mark.parametrize("within, said", [(True, ": its MACs grow as the budget to the 0.50"), (False, "")])
+@pytest.mark.parametrize("within, said", [(True, ": as the budget to the 0.50"), (False, "")])
 def test_a_slope_is_a_title_only_where_every_optimum_is_inside(within, said):
     best = pd.DataFrame({"budget": [16, 64], "within": [True, within], "slope": 0.5, "slope_low": 0.2})
-    assert size_title({"probe": (None, best)}) == f"The more compute, the larger the best network{said}"
+    assert size_title({ROUTE: best}) == f"The more compute, the larger the best network by {ROUTE}{said}"

@@ -8,6 +8,7 @@ from helpers import records_of
 from lib.evidence.records import MissingArms
 from lib.evidence.scaling import best_sizes, explained, optimum, parabola, sizes
 
+ROUTE = "removing channels"
 MACS = np.array([20e6, 40e6, 60e6, 90e6, 120e6])
 
 
@@ -39,17 +40,30 @@ def shifting(noise: float = 0.0) -> pd.DataFrame:
 
 
 def test_the_best_size_moves_with_the_budget_by_its_slope():
-    best = best_sizes(shifting()).set_index("budget")
+    best = best_sizes(shifting(), ROUTE).set_index("budget")
     assert best["macs"].to_dict() == pytest.approx({16: 25e6, 64: 50e6, 256: 100e6}, rel=1e-6)
     assert best["slope"].iloc[0] == pytest.approx(0.5) and best["within"].all()
-    unsure = best_sizes(shifting(noise=0.01)).iloc[0]
+    unsure = best_sizes(shifting(noise=0.01), ROUTE).iloc[0]
     assert unsure["slope_low"] < 0.5 < unsure["slope_high"]
+
+
+def test_only_its_own_route_moves_the_optimum():
+    records = shifting()
+    elsewhere = {
+        "fewer pixels": {"ratio": 0.0, "image_size": 64},
+        "both": {"ratio": 0.5, "image_size": 64},
+        "another": {"ratio": 0.0, "backbone": "resnet26_64"},
+    }
+    for name, fields in elsewhere.items():
+        errors = {(name, budget): [0.0] * 4 for budget in (16, 64, 256)}
+        records = pd.concat([records, records_of(errors, learner="probe", forward_macs=30e6, **fields)])
+    pd.testing.assert_frame_equal(best_sizes(records, ROUTE), best_sizes(shifting(), ROUTE))
 
 
 def test_too_few_sizes_are_no_curve():
     records = shifting()
     with pytest.raises(MissingArms, match="four sizes"):
-        best_sizes(records[records["arm"].isin(["arm 0", "arm 1", "arm 2"])])
+        best_sizes(records[records["arm"].isin(["arm 0", "arm 1", "arm 2"])], ROUTE)
 
 
 def test_sizes_say_where_they_come_from():
@@ -58,13 +72,13 @@ def test_sizes_say_where_they_come_from():
         "channels removed": {"ratio": 0.5, "granularity": "channel"},
         "inner filters removed": {"ratio": 0.5, "granularity": "filter"},
         "fewer pixels": {"ratio": 0.0, "image_size": 64},
+        "both": {"ratio": 0.5, "image_size": 64},
         "other network": {"ratio": 0.0, "backbone": "resnet26_64", "image_size": 64},
         "dense": {"ratio": 0.0},
     }
     for origin, fields in kinds.items():
         row = sizes(records_of(errors, **fields)).iloc[0]
         assert row["origin"] == origin and row["error"] == pytest.approx(45)
-        assert row["fitted"] == (origin != "other network")
 
 
 def test_a_quadratic_is_explained_whole_and_noise_is_not():

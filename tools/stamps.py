@@ -11,8 +11,8 @@ from pathlib import Path
 
 from lib.common.errors import UserError, exit_with_one_sentence
 from lib.common.files import renew
-from lib.common.paths import BUILD, ROOT
-from lib.runs.profiles import arms_of, records_file
+from lib.common.paths import BUILD, PAPER_RECORDS, ROOT
+from lib.runs.profiles import COMMITTED, arms_of, records_file
 from lib.runs.stamps import code_of, drawing_hash, hash_of, training_hash
 
 
@@ -43,6 +43,8 @@ def write_stamps(profile: str) -> None:
         data = hash_of(file for file in own if file.is_file())
         texts[f"arms/{arm}.training"] = f"{training_hash(fields)}\n{data}"
     records = [records_file(profile, arm) for arm in arms_of(profile)]
+    if profile in COMMITTED:  # a figure may read all that is committed
+        records = list(PAPER_RECORDS.rglob("*.parquet"))
     texts["records"] = hash_of(file for file in records if file.exists())
     texts["draw.json"] = json.dumps({"profile": profile, "save_figures_to": profile})
     for name, text in texts.items():
