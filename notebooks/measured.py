@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 from collections.abc import Iterable
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -124,6 +125,7 @@ def _times(network: Backbone, spec: RunSpec, image_size: int) -> list[tuple[str,
     return rows
 
 
+@cache
 def distances(backbone: str, stream: str) -> pd.DataFrame:
     """How far each task is from the pretraining images: as committed, or measured on the images.
 

@@ -199,6 +199,7 @@ def test_a_claim_that_the_records_do_not_bear_out_is_not_published(committed, mo
     assert (paper.GENERATED / "claims.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_records_measured_anew_are_what_the_claims_are_tested_on(committed, capsys):
     """With the paper's own profile: the seconds of a rerun differ, if nothing else."""
     file = committed / "records" / "dense.parquet"
