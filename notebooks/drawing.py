@@ -256,7 +256,7 @@ def by_distance(table: pd.DataFrame, message: str) -> Figure:
 def over_the_stream(tables: dict[str, pd.DataFrame], message: str) -> Figure:
     """Mean error over events against all compute spent on them: a dot per network, learner and budget, a panel each.
 
-    `tables` are those of `analysis.over_the_stream`, by which events they are of. The line is the Pareto front.
+    `tables` are those of `reports.over_the_stream`, by which events they are of. The line is the Pareto front.
     """
     figure, grid = panels(len(tables), 3.3, message)
     for axes, (name, table) in zip(grid, tables.items(), strict=True):
@@ -277,7 +277,7 @@ def over_the_stream(tables: dict[str, pd.DataFrame], message: str) -> Figure:
 def task_sizes(table: pd.DataFrame, message: str) -> Figure:
     """Accuracy against how many training images a task has: a panel per budget, a line per network and learner.
 
-    `table` is that of `analysis.by_task_size`.
+    `table` is that of `reports.by_task_size`.
     """
     budgets = sorted(table["budget"].unique())
     figure, grid = panels(len(budgets), 3.0, message, sharey=True)

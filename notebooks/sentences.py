@@ -238,7 +238,7 @@ def over_the_stream_sentence(tables: dict[str, pd.DataFrame], gain: Estimate) ->
 
 
 def first_by_size(table: pd.DataFrame) -> pd.DataFrame:
-    """The first network and learner of `analysis.by_task_size`: a row per size of the task, a column per budget."""
+    """The first network and learner of `reports.by_task_size`: a row per size of the task, a column per budget."""
     best = table.loc[table.groupby(["images", "budget"])["accuracy"].idxmax()]
     images = best["images"].map(lambda count: "all" if count == float("inf") else f"{count:,.0f}")
     shown = best.assign(images=pd.Categorical(images, images.unique()), first=best["label"])

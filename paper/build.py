@@ -16,7 +16,7 @@ import pandas as pd
 from lib.common.errors import UserError, exit_with_one_sentence
 from lib.common.files import atomic_path
 from lib.common.paths import FIGURES, PAPER_RECORDS, ROOT
-from lib.evidence.analysis import Estimate, carried_on, front, gain_by_rates, holm, leads, summarised
+from lib.evidence.analysis import Estimate, carried_on, front, holm, leads, summarised
 from lib.evidence.records import (
     COMPARED,
     DENSE,
@@ -28,6 +28,7 @@ from lib.evidence.records import (
     of_families,
     pooled,
 )
+from lib.evidence.reports import gain_by_rates
 from lib.learning.rates import rates
 from lib.networks.backbone import load_backbone
 from lib.networks.macs import forward_macs

@@ -20,8 +20,9 @@ from torch import nn
 from lib.common.errors import UserError, choose
 from lib.common.paths import ROOT
 from lib.evidence import adviser, scaling
-from lib.evidence.analysis import Estimate, carried_on, estimate, front_gain, leads, summarised
+from lib.evidence.analysis import Estimate, carried_on, estimate, leads, summarised
 from lib.evidence.records import COMPARED, FAMILIES, PRUNED, MissingArms, of_families
+from lib.evidence.reports import front_gain
 from lib.learning.engine import Engine
 from lib.learning.ledger import Ledger
 from lib.learning.training import Recipe, TaskNetwork, fine_tune

@@ -10,17 +10,13 @@ from lib.common.errors import UserError
 from lib.evidence import analysis
 from lib.evidence.analysis import (
     accuracies,
-    by_task_size,
     carried_on,
     chosen,
     estimate,
     front,
-    front_gain,
-    gain_by_rates,
     holm,
     leads,
     mean_accuracy,
-    over_the_stream,
     summarised,
 )
 from lib.evidence.records import (
@@ -221,54 +217,6 @@ def test_unknown_profile_is_named_with_the_others():
 def test_records_that_say_nothing_are_refused(errors):
     with pytest.raises(UserError, match="expected"):
         records_of({("dense", 64): errors})
-
-
-def stream_records() -> pd.DataFrame:
-    errors = {("dense", 16): [0.6, 0.8], ("dense", 64): [0.5, 0.5], ("half", 16): [0.4, 0.5], ("half", 64): [0.2, 0.5]}
-    records = records_of(errors, preparation_macs=0)
-    records.loc[records["arm"] == "half", "preparation_macs"] = 1000  # once, for the two events
-    return pd.concat([records, records_of({("constant", 16): [0.1, 0.1]}, learner="majority", nevis_flops=0)])
-
-
-def test_over_the_stream_compute_adds_up_and_errors_are_averaged():
-    table = over_the_stream(stream_records()).set_index(["arm", "budget"])
-    assert table["flops"].to_dict() == {
-        ("dense", 16): 64_000,
-        ("dense", 64): 256_000,
-        ("half", 16): 66_000,
-        ("half", 64): 258_000,
-    }
-    assert table["error"].to_dict() == pytest.approx(
-        {("dense", 16): 70, ("dense", 64): 50, ("half", 16): 45, ("half", 64): 35}
-    )
-    assert list(table.index[table["on_front"]]) == [("dense", 16), ("half", 16), ("half", 64)]
-
-
-def test_what_a_family_lowers_the_front_by_is_the_mean_between_the_fronts():
-    """From 64,000 to 258,000 FLOPs: nothing up to 66,000, then 70 against 45, from 256,000 50 against 45, then 35."""
-    found = front_gain(stream_records(), "pruned, fine-tuned")
-    whole = np.log(258 / 64)
-    expected = (25 * np.log(256 / 66) + 5 * np.log(258 / 256)) / whole
-    assert found.value == pytest.approx(expected, abs=0.1) and found.low < found.value < found.high
-    assert front_gain(stream_records(), "other network").value == 0
-
-
-def test_accuracy_by_the_size_of_a_task_is_of_the_tasks_that_were_cut():
-    cut = records_of({("dense_of_100", 64): [0.5, 0.7]}, train_images=100)
-    whole = records_of({("dense", 64): [0.1, 0.3, 0.9], ("half", 64): [0.0] * 3, ("dense", 256): [0.0] * 3})
-    table = by_task_size(cut, whole).set_index("images")
-    assert table["accuracy"].to_dict() == pytest.approx({100: 40, np.inf: 80})
-    assert set(table["label"]) == {"dense, fine-tuned"} and set(table["budget"]) == {64}
-
-
-def test_what_pruning_gains_by_the_rates():
-    """Errors 0.5 and 0.4 at equal rates of 0.1, 0.3 and 0.35 at the pair, which is the best."""
-    rows = [(0.0, 0.1, 0.1, 0.5), (0.5, 0.1, 0.1, 0.4), (0.0, 0.1, 1.0, 0.3), (0.5, 0.1, 1.0, 0.35)]
-    errors = pd.DataFrame(rows, columns=["ratio", "body_rate", "head_rate", "error_dev"]).assign(budget=64)
-    table = gain_by_rates(errors, 0.1, 1.0)[64]
-    assert table.to_dict() == pytest.approx(
-        {"one rate, 0.1": 10, "the committed pair": -5, "the best pair of each": -5}
-    )
 
 
 def test_budgets_at_which_a_family_is_missing_are_left_out():

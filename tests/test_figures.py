@@ -19,7 +19,8 @@ from test_scaling import ROUTE, shifting
 
 from lib.common.paths import ROOT
 from lib.evidence import scaling
-from lib.evidence.analysis import alternatives, by_task_size, leads, learners_compared, over_the_stream
+from lib.evidence.analysis import alternatives, leads, learners_compared
+from lib.evidence.reports import by_task_size, over_the_stream
 
 PROBED = {("dense probe", 64): [0.4, 0.4, 0.4], ("half probe", 64): [0.3, 0.3, 0.3]}
 CONTROL = {("pixels", 64): [0.6, 0.6, 0.6]}
