@@ -201,13 +201,11 @@ def _differs() -> str:
 
 
 def _front(records: dict[str, pd.DataFrame]) -> str:
-    """A table of the accuracy of each family's best arm, chosen on the other tasks: a column a stream and budget."""
-    columns = {}
-    for stream, of_stream in records.items():
-        table = front(carried_on(of_stream)).pivot(index="family", columns="budget", values="accuracy")
-        columns |= {f"{stream} {budget}": values for budget, values in table.items()}
-    said = pd.DataFrame(columns).reindex(FAMILIES).map(lambda value: "--" if pd.isna(value) else f"{value:.1f}")
-    return _tabular(said.reset_index(names="family"))
+    """A table of the accuracy of each family's best arm, chosen on the other tasks: a row a stream and budget."""
+    fronts = [front(carried_on(of_stream)).assign(stream=stream) for stream, of_stream in records.items()]
+    rows = pd.concat(fronts).pivot(index=["stream", "budget"], columns="family", values="accuracy")
+    said = rows.reindex(columns=FAMILIES).map(lambda value: "--" if pd.isna(value) else f"{value:.1f}")
+    return _tabular(said.loc[[*records]].reset_index())
 
 
 def _rivals(of_stream: pd.DataFrame) -> pd.DataFrame:
