@@ -104,10 +104,10 @@ def test_the_picture_follows_the_slider_and_a_curve_grows(lab, browser):
     assert browser.find_element(By.CSS_SELECTOR, ".widget-slider .widget-readout").text == "70%"
 
     browser.find_element(By.CSS_SELECTOR, ".jp-OutputArea-output button.mod-primary").click()
-    wait.until(lambda b: "dense images ..." in b.find_elements(By.CSS_SELECTOR, SUMMARY)[2].text)
+    wait.until(lambda b: "dense images ..." in b.find_elements(By.CSS_SELECTOR, SUMMARY)[3].text)
     long_wait = WebDriverWait(browser, 300)
     said = long_wait.until(
-        lambda b: (text := b.find_elements(By.CSS_SELECTOR, SUMMARY)[2].text).startswith("16: error") and text
+        lambda b: (text := b.find_elements(By.CSS_SELECTOR, SUMMARY)[3].text).startswith("16: error") and text
     )
     assert len(re.findall(r"error 0\.\d{3}", said)) == 3
     assert browser.find_elements(By.CSS_SELECTOR, PICTURE)[1].size["height"] > 100
