@@ -14,6 +14,7 @@ from style import (
     budget_said,
     colour_of,
     dashes_of,
+    images_said,
     in_style,
     label_ends,
     panels,
@@ -288,8 +289,7 @@ def task_sizes(table: pd.DataFrame, message: str) -> Figure:
             look = {"color": colour_of(family), "linestyle": dashes_of(family), "marker": "o", "label": label}
             line = line.sort_values("images")
             axes.plot(line["images"].map(images.index), line["accuracy"], **look)
-        names = ["all" if np.isinf(count) else f"{count:,.0f}" for count in images]
-        axes.set_xticks(range(len(images)), names)
+        axes.set_xticks(range(len(images)), map(images_said, images))
     grid[0].set_ylabel("accuracy (%, mean over tasks)")
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure

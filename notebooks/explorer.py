@@ -1,5 +1,6 @@
 """The widgets of notebooks/explore.ipynb: prune, look, fine-tune, and compare with the records."""
 
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -162,7 +163,7 @@ class Explorer:
     def _advice(self) -> str:
         """What did best on the other tasks at each budget, if the committed records are here."""
         try:
-            records = load_records("paper", *COMPARED)
+            records = _committed()
             labels = arms(records)["label"]
             task = "" if self.folder.value.strip() else self.task.value
             said = [f"<b>{labels[recommend(budget, task, records).arm]}</b> ({budget:g})" for budget in BUDGETS]
@@ -205,7 +206,7 @@ class Explorer:
     def _measured_before(self) -> pd.DataFrame:
         """The front of the committed records, if they are here: on this task, or on all for a folder of one's own."""
         try:
-            records = load_records("paper", *COMPARED)
+            records = _committed()
         except UserError:
             return pd.DataFrame()
         labels = arms(records)["label"]
@@ -214,6 +215,12 @@ class Explorer:
             records = records[records["task"] == self.task.value]
         means = records.pivot_table("error_test", "budget", "arm")
         return pd.DataFrame({"error": means.min(axis=1), "label": means.idxmin(axis=1).map(labels)})
+
+
+@cache
+def _committed() -> pd.DataFrame:
+    """The paper's records: read once, for every task that is chosen asks them."""
+    return load_records("paper", *COMPARED)
 
 
 @in_style

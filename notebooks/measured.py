@@ -14,7 +14,7 @@ from torch import Tensor
 from lib.common.errors import UserError
 from lib.common.paths import PAPER_RECORDS
 from lib.evidence.analysis import leads
-from lib.evidence.records import COMPARED, MissingArms, arms, of_reference, said, some
+from lib.evidence.records import COMPARED, MissingArms, arms, of_reference, reference_pixels, said, some
 from lib.learning.rates import rates
 from lib.learning.training import TaskNetwork
 from lib.networks.backbone import Backbone, load_backbone, normalised
@@ -182,7 +182,7 @@ def leads_by_distance(streams: dict[str, pd.DataFrame], share: float = 0.5) -> p
 def _pairs_led(records: pd.DataFrame, share: float) -> dict[str, pd.DataFrame]:
     """`analysis.leads` of each pair of arms of the reference network that the records have, by what leads what."""
     about = arms(records)
-    own = about[of_reference(about) & (about["image_size"] == about["reference"].str.split("@").str[1].astype(int))]
+    own = about[of_reference(about) & (about["image_size"] == reference_pixels(about))]
     named = own["how"].where(own["ratio"] > 0, "dense")
 
     def arm(how: str, learner: str) -> list[str]:

@@ -3,7 +3,7 @@
 import pandas as pd
 from IPython.display import Markdown
 from scipy.stats import spearmanr
-from style import budget_said, short
+from style import budget_said, images_said, short
 
 from lib.evidence.analysis import MARGIN, Estimate
 
@@ -240,7 +240,7 @@ def over_the_stream_sentence(tables: dict[str, pd.DataFrame], gain: Estimate) ->
 def first_by_size(table: pd.DataFrame) -> pd.DataFrame:
     """The first network and learner of `reports.by_task_size`: a row per size of the task, a column per budget."""
     best = table.loc[table.groupby(["images", "budget"])["accuracy"].idxmax()]
-    images = best["images"].map(lambda count: "all" if count == float("inf") else f"{count:,.0f}")
+    images = best["images"].map(images_said)
     shown = best.assign(images=pd.Categorical(images, images.unique()), first=best["label"])
     return shown.pivot(index="images", columns="budget", values="first")
 

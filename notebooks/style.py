@@ -104,6 +104,11 @@ def budget_said(budget: float) -> str:
     return f"{budget / 1024:.0f}k" if budget >= 1024 and budget % 1024 == 0 else f"{budget:g}"
 
 
+def images_said(count: float) -> str:
+    """A number of training images, or infinite for all of a task's: 1,600."""
+    return "all" if np.isinf(count) else f"{count:,.0f}"
+
+
 def short(macs: float) -> str:
     """MACs with an SI prefix and two or three digits: 6.0 G."""
     power = max(int(np.log10(macs) // 3), 0)

@@ -214,7 +214,7 @@ def alternatives(records: pd.DataFrame) -> pd.DataFrame:
     return some(pd.concat([pd.DataFrame(), *tables]), "other criteria and repairs").reset_index(drop=True)
 
 
-def front(records: pd.DataFrame, hindsight: bool = False) -> pd.DataFrame:
+def front(records: pd.DataFrame) -> pd.DataFrame:
     """The best arm of each family at each budget, with the task left out of the choice.
 
     Columns: family, budget, arm (the most often chosen), accuracy, low, high.
@@ -224,7 +224,7 @@ def front(records: pd.DataFrame, hindsight: bool = False) -> pd.DataFrame:
     for family in FAMILIES:
         of_family = table[table.index.isin(of_families(records, family), level="arm")]
         for budget, means in of_family.groupby(level="budget"):
-            names = chosen(means.droplevel("budget"), tasks, hindsight)
+            names = chosen(means.droplevel("budget"), tasks)
             found = [means.loc[(arm, budget), event] for event, arm in names.items()]
             rows.append((family, budget, names.mode()[0], *estimate(np.mean, np.array(found))))
     return pd.DataFrame(rows, columns=["family", "budget", "arm", "accuracy", "low", "high"])

@@ -130,15 +130,19 @@ def of_reference(table: pd.DataFrame) -> pd.Series:
     return table["backbone"] == table["reference"].str.split("@").str[0]
 
 
+def reference_pixels(table: pd.DataFrame) -> pd.Series:
+    """The side in pixels of the reference network's images, of each row."""
+    return table["reference"].str.split("@").str[1].astype(int)
+
+
 def _families(records: pd.DataFrame) -> np.ndarray:
     """What each record's network is, and where networks are compared by it, whether it is probed or fine-tuned."""
-    pixels = records["reference"].str.split("@").str[1].astype(int)
     kinds = {
         "majority class": records["learner"] == "majority",
         "raw pixels": records["learner"] == "pixels",
         "pruned": records["ratio"] > 0,
         "other network": ~of_reference(records),
-        "fewer pixels": records["image_size"] < pixels,
+        "fewer pixels": records["image_size"] < reference_pixels(records),
     }
     kind = np.select([*kinds.values()], [*kinds], "dense")
     learnt = np.where(records["learner"].isin(["probe", "probe_finetune"]), ", probe", ", fine-tuned")

@@ -71,11 +71,11 @@ def by_task_size(cut: pd.DataFrame, whole: pd.DataFrame) -> pd.DataFrame:
 def gain_by_rates(errors: pd.DataFrame, body: float, head: float) -> pd.DataFrame:
     """Points of accuracy that the most pruned network leads the dense one by: a row per choice of rates.
 
-    `errors`: columns ratio, budget, body_rate, head_rate, error_dev (0 to 1, mean over tasks). Rows: one rate for body
-    and head together, each that was tried; the pair `body`, `head`; the best pair of each network and budget. A column
-    per budget.
+    `errors`: columns ratio, budget, body_rate, head_rate, error_dev (0 to 1; of several tasks, or their mean). Rows:
+    one rate for body and head together, each that was tried; the pair `body`, `head`; the best pair of each network and
+    budget. A column per budget.
     """
-    table = errors.pivot(index=["body_rate", "head_rate", "budget"], columns="ratio", values="error_dev")
+    table = errors.pivot_table("error_dev", ["body_rate", "head_rate", "budget"], "ratio")
     points = 100 * (table.iloc[:, 0] - table.iloc[:, -1])
     equal = sorted({one for one, other, _ in points.index if one == other})
     best = table.groupby("budget").min()

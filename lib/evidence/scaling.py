@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lib.evidence.analysis import by_task, estimate, mean_accuracy
-from lib.evidence.records import MissingArms, of_reference, some
+from lib.evidence.records import MissingArms, of_reference, reference_pixels, some
 
 ROUTES = {"removing channels": "channels removed", "fewer pixels": "fewer pixels"}  # to a smaller network: its origin
 
@@ -23,7 +23,7 @@ def sizes(records: pd.DataFrame) -> pd.DataFrame:
     about = records.groupby(["arm", "budget"], sort=False)[["forward_macs", "image_passes"]].mean()
     first = records.drop_duplicates("arm").set_index("arm")
     own, pruned = of_reference(first), first["ratio"] > 0
-    fewer = first["image_size"] < first["reference"].str.split("@").str[1].astype(int)
+    fewer = first["image_size"] < reference_pixels(first)
     origins = {
         "other network": ~own,
         "both": pruned & fewer,
