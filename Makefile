@@ -23,7 +23,7 @@ MEASURED := 05_zero_shot_fidelity 06_macs_and_measured_time
 # These need arms that the smaller profiles do not have.
 ifeq ($(PROFILE),paper)
 DRAWN += 10_rates 11_near_and_far 12_which_filters 13_adviser 14_over_the_stream \
-	15_size_of_the_task
+	15_size_of_the_task 16_which_networks
 endif
 # The images of these do not come with the code.
 ifeq ($(PROFILE),nevis)
@@ -50,6 +50,8 @@ CODE := lib tests tools paper notebooks
 # A -j given to make is passed on; without one, the arms get JOBS.
 PARALLEL = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
 
+# Side by side, threads that wait for one another must not spin: a notebook took minutes instead of seconds.
+export OMP_WAIT_POLICY ?= PASSIVE
 export JUPYTER_PLATFORM_DIRS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 # Kernels are those of .venv and import this checkout's lib, whatever else is installed or set.
@@ -174,7 +176,7 @@ arxiv: paper ## pack the paper's sources into build/arxiv.tar.gz
 benchmark: setup ## the engine's speed, growth and sharing, against the bare step and the usual loop
 	@$(PY) tests/benchmarks/engine.py
 
-tune: setup ## measure the precision that BACKBONES (default: all) train fastest in on DEVICE (default: cpu)
+tune: setup ## say in which precision BACKBONES (default: all) train fastest on DEVICE (default: cpu)
 	@$(PY) -m tools.tune_precision "$(or $(DEVICE),cpu)" $(BACKBONES)
 
 rates: setup ## fit the rates of body and head anew, from the committed records of their tuning

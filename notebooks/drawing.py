@@ -22,7 +22,7 @@ from style import (
 )
 
 from lib.evidence.analysis import front, mean_accuracy
-from lib.evidence.records import CONTROLS, FAMILIES
+from lib.evidence.records import CONTROLS, ELSE, FAMILIES
 from lib.evidence.scaling import on_route, parabola
 
 ACCURACY = "accuracy (%, mean over tasks)"
@@ -157,7 +157,7 @@ def task_map(blocks: dict[str, pd.DataFrame], message: str) -> Figure:
         axes.tick_params(length=0)
         for edge in np.flatnonzero(first["domain"].to_numpy()[1:] != first["domain"].to_numpy()[:-1]):
             axes.axhline(edge + 1, color="white", linewidth=2)
-    figure.colorbar(grid[-1].collections[0], ax=grid, label=f"lead in {POINTS}", pad=0.01, aspect=30)
+    figure.colorbar(grid[-1].collections[0], ax=grid, label=f"lead in {POINTS}", pad=0.01, aspect=30, extend="both")
     return figure
 
 
@@ -198,7 +198,8 @@ def learners(table: pd.DataFrame, message: str) -> Figure:
         axes.set_title(network)
         budget_axis(axes, table["budget"])
     grid[0].set_ylabel(f"{POINTS} over\nfine-tuning all layers")
-    _name_lines(grid)
+    # Lines end at different budgets, so that names at their ends would lie on others.
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(found))
     return figure
 
 
@@ -260,17 +261,49 @@ def over_the_stream(tables: dict[str, pd.DataFrame], message: str) -> Figure:
     `tables` are those of `reports.over_the_stream`, by which events they are of. The line is the Pareto front.
     """
     figure, grid = panels(len(tables), 3.3, message)
+    kinds = dict.fromkeys(family.partition(",")[0] for family in (*FAMILIES, *CONTROLS))
     for axes, (name, table) in zip(grid, tables.items(), strict=True):
-        for family in (*FAMILIES, *CONTROLS):
-            dots = table[table["family"] == family]
-            fill = "white" if family.endswith("probe") else colour_of(family)
-            look = {"color": colour_of(family), "markerfacecolor": fill, "marker": "o", "linewidth": 0}
-            axes.plot(dots["flops"], dots["error"], label=family, **look)
+        kind, probed = table["family"].str.partition(",")[0], table["learner"].str.startswith("probe")
+        for own in kinds:
+            look = {"color": colour_of(own), "marker": "o", "linewidth": 0}
+            for dots, fill in ((table[(kind == own) & ~probed], None), (table[(kind == own) & probed], "white")):
+                axes.plot(dots["flops"], dots["error"], markerfacecolor=fill, **look)
         line = table[table["on_front"]].sort_values("flops")
         axes.step(line["flops"], line["error"], where="post", color="0.5", linewidth=0.9, zorder=0)
         axes.set(title=name, xscale="log", xlabel="FLOPs over the events", ylabel="error (%, mean over events)")
-    shown = [handle for handle in grid[0].lines if len(handle.get_xdata()) and not handle.get_label().startswith("_")]
-    figure.legend(shown, [one.get_label() for one in shown], loc="outside lower center", ncols=4, handletextpad=0.2)
+    shown = [own for own in kinds if any(table["family"].str.startswith(own).any() for table in tables.values())]
+    keys = [mpl.lines.Line2D([], [], color=colour_of(own), marker="o", linewidth=0) for own in shown]
+    keys.append(mpl.lines.Line2D([], [], color="0.3", marker="o", linewidth=0, markerfacecolor="white"))
+    figure.legend(keys, [*shown, "open: a probe"], loc="outside lower center", ncols=6, handletextpad=0.2)
+    return figure
+
+
+@in_style
+def networks(tables: dict[str, pd.DataFrame], message: str) -> Figure:
+    """Accuracy of probes against the MACs of the network itself: a mark per network, a panel per stream.
+
+    `tables` are those of `tables.networks`. The line is the front. Named: what of it is not pruned, and dense.
+    """
+    figure, grid = panels(len(tables), 3.3, message, sharey=True)
+    for axes, (name, table) in zip(grid, tables.items(), strict=True):
+        for origin, mark in _MARKERS.items():
+            rows, colour = (
+                table[table["origin"] == origin],
+                colour_of(origin if origin in ("dense", *ELSE) else "pruned"),
+            )
+            axes.plot(rows["forward_macs"], 100 - rows["error"], mark, color=colour, label=origin)
+        line = table[table["on_front"]].sort_values("forward_macs")
+        axes.step(line["forward_macs"], 100 - line["error"], where="post", color="0.5", linewidth=0.9, zorder=0)
+        axes.set(title=f"{name}, {budget_said(table['budget'].iloc[0])} dense images", xscale="log")
+        axes.set(xlabel="MACs of one image, forward", ylabel=ACCURACY if axes is grid[0] else "")
+        _size_axis(axes, table["forward_macs"])
+        axes.set_xlim(left=table["forward_macs"].min() / 12)  # room for names: nothing lies to the left of the front
+        for row in table[table["on_front"] & (table["ratio"] == 0) | (table["origin"] == "dense")].itertuples():
+            side = {"xytext": (5, -7)} if row.origin == "dense" else {"xytext": (-5, 0), "ha": "right"}
+            look = {"textcoords": "offset points", "va": "center", "color": colour_of(row.origin), **side}
+            axes.annotate(row.label, (row.forward_macs, 100 - row.error), annotation_clip=False, **look)
+    shown = [line for line in grid[0].lines if line.get_label() in _MARKERS and len(line.get_xdata())]
+    figure.legend(shown, [one.get_label() for one in shown], loc="outside lower center", ncols=6, handletextpad=0.2)
     return figure
 
 
@@ -278,7 +311,7 @@ def over_the_stream(tables: dict[str, pd.DataFrame], message: str) -> Figure:
 def task_sizes(table: pd.DataFrame, message: str) -> Figure:
     """Accuracy against how many training images a task has: a panel per budget, a line per network and learner.
 
-    `table` is that of `reports.by_task_size`.
+    `table` is that of `tables.by_task_size`.
     """
     budgets = sorted(table["budget"].unique())
     figure, grid = panels(len(budgets), 3.0, message, sharey=True)

@@ -3,7 +3,7 @@
 import copy
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import numpy as np
@@ -87,21 +87,25 @@ def fidelity_table(
 
 
 def time_table(
-    backbone: str, ratios: Iterable[float], sizes: Iterable[int], others: Iterable[str], granularity: str = "channel"
+    backbone: str, ratios: Sequence[float], sizes: Sequence[int], others: Iterable[str], granularity: str = "channel"
 ) -> pd.DataFrame:
     """MACs and measured milliseconds of one image, one row per network and work.
 
-    Networks: the dense one, shares of it removed, it on fewer pixels, and others. Columns: network, family, work, macs,
-    ms, and share_of_macs and share_of_time, of the dense network's for the same work.
+    Networks: the dense one, shares of it removed as in the records, it on fewer pixels, the first of both, and others.
+    Columns: network, family, work, macs, ms, and share_of_macs and share_of_time, of the dense network's for the same
+    work.
     """
-    # Which filters go follows from the weights, so random ones would give other MACs every time.
     dense, size = load_backbone(backbone), best_image_size(backbone)
-    how = {"criterion": "l1", "scope": "global", "repair": "none", "granularity": granularity, "image_size": size}
+    how = {"criterion": "activation_images", "scope": "global", "repair": "none", "granularity": granularity}
+
+    def pruned(ratio: float, pixels: int) -> Backbone:
+        seen = normalised(calibration_images(512, pixels).permute(0, 3, 1, 2), dense)
+        return plan_pruning(dense, ratio, **how, image_size=pixels, images=seen).apply(dense)
+
     networks = [("dense", "dense", dense, size)]
-    networks += [
-        (f"{ratio:.0%} removed", "pruned", plan_pruning(dense, ratio, **how).apply(dense), size) for ratio in ratios
-    ]
+    networks += [(f"{ratio:.0%} removed", "pruned", pruned(ratio, size), size) for ratio in ratios]
     networks += [(f"{pixels} px", "fewer pixels", dense, pixels) for pixels in sizes]
+    networks += [(f"{sizes[0]} px, {ratios[0]:.0%} removed", "pruned", pruned(ratios[0], sizes[0]), sizes[0])]
     loaded = [(said(name), load_backbone(name, pretrained=False), best_image_size(name)) for name in others]
     networks += [(name, "other network", network, pixels) for name, network, pixels in loaded]
     spec = RunSpec(backbone=backbone, ratio=0, budgets=[2])

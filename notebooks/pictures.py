@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from style import COLUMN_WIDTH, PAGE_WIDTH, colour_of, in_style, panels
+from style import COLUMN_WIDTH, PAGE_WIDTH, colour_of, in_style, label_ends, panels
 
 
 @in_style
@@ -22,13 +22,14 @@ def filters_and_macs(table: pd.DataFrame, message: str) -> Figure:
     shown = ("", "filters of a site", 1), ("macs_", "million MACs of a site, one image", 1e6)
     for axes, (prefix, called, unit) in zip(grid, shown, strict=True):
         dense = table[table["ratio"] == ratios[0]]
-        sites = np.arange(1, len(dense) + 1)
-        axes.bar(sites, dense[f"{prefix}before"] / unit, width=1, color="0.88", label="dense")
+        edges = np.arange(len(dense) + 1) + 0.5
+        axes.stairs(dense[f"{prefix}before"] / unit, edges, fill=True, color="0.88", label="dense")
         for ratio, colour in zip(ratios, colours, strict=True):
             left = table.loc[table["ratio"] == ratio, f"{prefix}after"] / unit
-            axes.step(sites, left, where="mid", color=colour, label=f"{ratio:.0%} removed")
+            axes.stairs(left, edges, baseline=None, color=colour, linewidth=1.4, label=f"{ratio:.0%} removed")
         axes.set(xlabel="site, from image to representation", title=called)
-    figure.legend(*grid[1].get_legend_handles_labels(), loc="outside lower center", ncols=len(ratios) + 1)
+    tight = {"ncols": len(ratios) + 1, "handlelength": 1.2, "columnspacing": 1.2}
+    figure.legend(*grid[1].get_legend_handles_labels(), loc="outside lower center", **tight)
     return figure
 
 
@@ -66,10 +67,9 @@ def time_against_macs(table: pd.DataFrame, message: str) -> Figure:
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
     for family, line in table.groupby("family", sort=False):
         axes.plot(line["share_of_macs"], line["share_of_time"], "o", color=colour_of(family))
-    for row in table.itertuples():
-        place = {"xytext": (4, -9), "textcoords": "offset points", "color": colour_of(row.family)}
-        axes.annotate(row.network, (row.share_of_macs, row.share_of_time), **place)
     axes.set(xlim=(0, 1.25), ylim=(0, 1.1), xlabel="share of the dense network's MACs", ylabel="share of its time")
+    shares = zip(table["share_of_macs"], table["share_of_time"], table["family"].map(colour_of), strict=True)
+    label_ends(axes, dict(zip(table["network"], shares, strict=True)))
     return figure
 
 

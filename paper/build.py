@@ -11,6 +11,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from lib.common.errors import UserError, exit_with_one_sentence
@@ -26,20 +27,20 @@ from lib.evidence.records import (
     at_budgets_of_all_families,
     load_records,
     of_families,
-    pooled,
 )
-from lib.evidence.reports import gain_by_rates
 from lib.learning.rates import rates
 from lib.networks.backbone import load_backbone
 from lib.networks.macs import forward_macs
 from lib.runs.profiles import COMMITTED, arms_of, records_file
 from lib.runs.spec import RunSpec
-from lib.streams import list_tasks, load_stream
+from lib.streams import list_tasks
+from lib.streams.shipped import POCKET
 from paper.claims import Claim, Lead, evaluate, load_claims
 from tools.datasets.table import absent, events
+from tools.tune_rates import gain_by_rates, losses_by_rule
 
 GENERATED = ROOT / "paper" / "generated"
-README = ROOT / "README.md"
+README, PAPER = ROOT / "README.md", ROOT / "paper" / "main.tex"
 PINNED = "sources.sha256"
 LOW_RATE = 1e-3  # a common choice for all layers
 TUNING = PAPER_RECORDS / "tuning" / "efficientnet_lite0-independent.parquet"
@@ -47,7 +48,7 @@ TIMES = FIGURES / "paper" / "06_macs_and_measured_time.csv"
 # The streams, and the profiles that their committed records are of.
 STREAMS = {"pocket": "paper", "Nevis'22": "nevis", "further events": "further"}
 ALL_SETS = "all data sets"  # of Nevis'22 that the records are of
-EVERY = (*COMPARED, "criteria")  # group of arms that there are records of
+EVERY = (*COMPARED, "criteria", "others")  # group of arms that there are records of
 
 
 def committed_records(*groups: str) -> dict[str, pd.DataFrame]:
@@ -59,6 +60,21 @@ def claimed_records() -> dict[str, pd.DataFrame]:
     """All committed records that claims are about, by their stream; those of Nevis'22 also as one, ALL_SETS."""
     records = committed_records(*EVERY)
     return records | {ALL_SETS: pooled(records["Nevis'22"], records["further events"])}
+
+
+def pooled(*streams: pd.DataFrame) -> pd.DataFrame:
+    """Records of several streams as those of one: of the arms and budgets that all have, every task once.
+
+    Of a task that a stream has twice, the first event is taken.
+    """
+    keys = [pd.MultiIndex.from_frame(records[["arm", "budget"]]) for records in streams]
+    shared = [all(key in other for other in keys) for key in keys[0].unique()]
+    known, tables, offset = keys[0].unique()[shared], [], 0
+    for records, key in zip(streams, keys, strict=True):
+        is_first = records["event"] == records.groupby("task")["event"].transform("min")
+        tables.append(records[is_first & key.isin(known)].assign(event=records["event"] + offset))
+        offset += records["event"].max() + 1
+    return pd.concat(tables, ignore_index=True)
 
 
 def published_claims() -> list[tuple[Claim, Estimate | Lead]]:
@@ -76,7 +92,9 @@ def generated_files(found: list[tuple[Claim, Estimate | Lead]]) -> dict[str, str
     return {
         "claims.json": json.dumps(estimates, indent=1) + "\n",
         "claims.tex": _macros("claim", sentences),
-        "numbers.tex": _macros("val", _numbers(compared, rivals)),
+        "numbers.tex": _macros(
+            "val", _numbers(compared, rivals) | _of_the_abstract({claim.id: now for claim, now in found})
+        ),
         "tasks.tex": _tasks(),
         "differs.tex": _differs(),
         "front.tex": _front(compared),
@@ -112,7 +130,8 @@ def _rounded(value: float) -> float:
 
 def _macros(kind: str, texts: dict[str, str]) -> str:
     """LaTeX that lets `\\kind{key}` stand for a text."""
-    lines = [f"\\newcommand{{\\{kind}}}[1]{{\\csname {kind}@#1\\endcsname}}"]
+    known = f"\\ifcsname {kind}@#1\\endcsname\\csname {kind}@#1\\endcsname"
+    lines = [f"\\newcommand{{\\{kind}}}[1]{{{known}\\else\\errmessage{{no {kind} #1}}\\fi}}"]
     for key, text in texts.items():
         lines.append(f"\\expandafter\\def\\csname {kind}@{key}\\endcsname{{{escaped(text)}}}")
     return "\n".join(lines) + "\n"
@@ -137,6 +156,7 @@ def _numbers(records: dict[str, pd.DataFrame], rivals: pd.DataFrame) -> dict[str
         key: f"{forward_macs(load_backbone(of, pretrained=False), at) / 1e6:.0f}" for key, (of, at) in sizes.items()
     }
     pruned = records["pocket"].query("ratio > 0 and calibration == 'shipped'")
+    chosen = records["Nevis'22"].query("arm == 'probe_30_96px'")["preparation_macs"].max() / unit
     return {
         "tasks": str(len(tasks)),
         "domains": str(tasks["domain"].nunique()),
@@ -155,36 +175,69 @@ def _numbers(records: dict[str, pd.DataFrame], rivals: pd.DataFrame) -> dict[str
         "leave zero": str((rivals["p"] < 0.05).sum()),
         "after Holm": str((holm(rivals["p"].to_numpy()) < 0.05).sum()),
         "preparation": f"{pruned['preparation_macs'].max() / unit:,.0f}",
+        "preparation chosen": f"{chosen:,.0f}",
+        "preparation tasks": f"{chosen / 64:.0f}",
+        "seed sd": f"{_seed_deviation(records['pocket']):.1f}",
         **_times(),
         **_gains(),
         **million,
     }
 
 
+def _of_the_abstract(found: dict[str, Estimate | Lead]) -> dict[str, str]:
+    """How many leads the abstract has, and how many of them leave zero, before and after Holm's correction."""
+    abstract = PAPER.read_text().partition(r"\end{abstract}")[0]
+    p = np.array([found[claim].p for claim in re.findall(r"\\claim{([^}]+)}", abstract)])
+    counts = {
+        "abstract leads": len(p),
+        "abstract leave zero": (p < 0.05).sum(),
+        "abstract after Holm": (holm(p) < 0.05).sum(),
+    }
+    return {name: str(count) for name, count in counts.items()}
+
+
+def _seed_deviation(records: pd.DataFrame) -> float:
+    """The standard deviation over seeds of what was run with three, in points, of a task (root of the mean square)."""
+    fine_tuned = records[records["learner"] == "independent"]
+    of_seeds = fine_tuned.groupby(["arm", "budget", "event"])["error_test"].agg(["count", "var"])
+    return 100 * of_seeds.loc[of_seeds["count"] == 3, "var"].mean() ** 0.5
+
+
 def _times() -> dict[str, str]:
-    """What the thinnest network measured saves, in MACs and in time, of training."""
+    """Shares of the dense network's MACs and time: of training the thinnest pruned network and the small one, and of
+    looking at images through the recommended network and through dense at its pixels."""
     table = pd.read_csv(TIMES)
-    training = table[table["work"].str.startswith("training")]
-    row = training.loc[training["share_of_macs"].idxmin()]
-    return {"least macs": f"{row['share_of_macs']:.0%}", "least time": f"{row['share_of_time']:.0%}"}
+    training = table[table["work"].str.startswith("training")].set_index("network")
+    looking = table[table["work"] == "forward, batch 32"].set_index("network")["share_of_time"]
+    thinnest = training.loc[training[training["family"] == "pruned"]["share_of_macs"].idxmin()]
+    small = training.loc["half ResNet-18"]
+    shares = {
+        **{"least macs": thinnest["share_of_macs"], "least time": thinnest["share_of_time"]},
+        **{"small macs": small["share_of_macs"], "small time": small["share_of_time"]},
+        **{"chosen time": looking["96 px, 30% removed"], "pixels time": looking["96 px"]},
+    }
+    return {name: f"{share:.0%}" for name, share in shares.items()}
 
 
 def _gains() -> dict[str, str]:
-    """What half of the channels removed gain on the tuning's dev images: by one low rate, and by the committed pair."""
-    table = gain_by_rates(pd.read_parquet(TUNING), *rates("independent", "efficientnet_lite0"))
+    """On the tuning's dev images: what half of the channels removed gain by one low rate and by the committed pair,
+    and what one pair or more lose to the best."""
+    errors = pd.read_parquet(TUNING)
+    table = gain_by_rates(errors, *rates("independent", "efficientnet_lite0"))
     rows = {"low gains": f"one rate, {LOW_RATE:g}", "tuned gains": "the committed pair"}
     said = {name: ", ".join(f"{points:+.1f}" for points in table.loc[row]) for name, row in rows.items()}
     budgets = ", ".join(f"{budget:,}" for budget in table.columns)
-    return {"low rate": f"{LOW_RATE:g}", "tuning budgets": budgets, **said}
+    lost = {f"lost by {rule}": f"{points:.1f}" for rule, points in losses_by_rule(errors).items()}
+    return {"low rate": f"{LOW_RATE:g}", "tuning budgets": budgets, **said, **lost}
 
 
 def _tasks() -> str:
-    """A table of the stream: one row per task."""
-    size, rows = RunSpec(**arms_of("paper")["dense"]).image_size, []
-    for task in load_stream("pocket").tasks:
-        data = task.read(size)
-        outputs = f"{task.num_classes} tags" if task.kind == "multi-label" else str(task.num_classes)
-        rows.append((task.name.replace("_", " "), task.domain, task.year, outputs, len(data.train), len(data.test)))
+    """A table of the stream, from its cards: one row per task."""
+    rows = []
+    for card in json.loads((POCKET / "cards.json").read_bytes()):
+        outputs = f"{card['num_classes']} tags" if card["kind"] == "multi-label" else str(card["num_classes"])
+        counts = card["counts"]["train"], card["counts"]["test"]
+        rows.append((card["name"].replace("_", " "), card["domain"], card["year"], outputs, *counts))
     columns = ["task", "domain", "year", "classes", "training", "test"]
     return _tabular(pd.DataFrame(rows, columns=columns), words=2)
 

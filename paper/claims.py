@@ -38,7 +38,8 @@ CLAIMS = ROOT / "paper" / "claims.yaml"
 
 
 class Lead(NamedTuple):
-    """By how many points one leads another, and the interval; what both reach and is gained, in percent; tasks."""
+    """By how many points one leads another, and the interval; what both reach and is gained, in percent; tasks; and
+    the p-value of the paired t test."""
 
     value: float
     low: float
@@ -49,6 +50,7 @@ class Lead(NamedTuple):
     relative_low: float
     relative_high: float
     tasks: int
+    p: float
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def lead(records: pd.DataFrame, ours: list[str], theirs: list[str], budget: int)
     asked = (records["budget"] == budget) & records["arm"].isin([*sides[0], *sides[1]])
     row = summarised(leads(records[asked], *sides)).iloc[0]
     reached = row[["low", "high", "accuracy", "over", "relative", "relative_low", "relative_high"]]
-    return Lead(row["points"], *reached, int(row["tasks"]))
+    return Lead(row["points"], *reached, int(row["tasks"]), row["p"])
 
 
 @estimator(of_records=True)

@@ -26,9 +26,9 @@ from lib.evidence.records import (
     at_shared_budgets,
     described,
     load_records,
-    pooled,
 )
 from lib.runs.profiles import arms_of
+from paper.build import pooled
 
 
 def mean(values: np.ndarray) -> float:
@@ -86,6 +86,9 @@ def test_a_task_has_no_say_in_its_own_choice():
     assert chosen(means, tasks, hindsight=True).to_list() == ["lucky"] * 3
     # Of one name, the first two have no say in either's choice.
     assert chosen(means, pd.Series(["a", "a", "c"])).to_list() == ["steady", "steady", "lucky"]
+    # And count once: 70 against 65, where by events it would be 63 against 73.
+    twice = pd.DataFrame({0: [50, 90], 1: [50, 90], 2: [90, 40]}, index=["steady", "lucky"])
+    assert chosen(twice, pd.Series(["a", "a", "c"]), hindsight=True).to_list() == ["steady"] * 3
     errors = {("steady", 64): [0.5, 0.5, 0.5], ("lucky", 64): [0.1, 0.6, 0.6], ("dense", 64): [0.7, 0.7, 0.7]}
     found = leads(records_of(errors), ["steady", "lucky"], ["dense"])
     assert found["arm"].to_list() == ["steady", "lucky", "lucky"]
@@ -93,6 +96,20 @@ def test_a_task_has_no_say_in_its_own_choice():
     assert leads(records_of(errors), ["steady", "lucky"], ["dense"], hindsight=True)[
         "points"
     ].to_list() == pytest.approx([60, 10, 10])
+
+
+def test_a_rival_is_the_best_in_hindsight():
+    errors = {("steady", 64): [0.5, 0.5, 0.5], ("lucky", 64): [0.1, 0.6, 0.6], ("half", 64): [0.4, 0.4, 0.4]}
+    found = leads(records_of(errors), ["half"], ["steady", "lucky"])
+    assert found["other"].to_list() == ["lucky"] * 3
+    assert found["points"].to_list() == pytest.approx([-30, 20, 20])
+
+
+def test_events_of_one_name_are_one_task():
+    found = leads(records_of(ERRORS), ["half"], ["dense"]).query("budget == 64")
+    twice = pd.concat([found, found.iloc[:1].assign(event=9, points=30.0)])
+    row = summarised(twice).iloc[0]
+    assert row["tasks"] == 3 and row["points"] == pytest.approx((20 + 20 + 10) / 3)
 
 
 def test_arms_are_compared_over_the_seeds_that_both_have():

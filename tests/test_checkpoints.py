@@ -6,7 +6,7 @@ from helpers import few_images, state_of
 from torch import nn
 
 from lib.learning import state as checkpoints_module
-from lib.learning.engine import Engine, Precision
+from lib.learning.engine import Engine
 from lib.learning.ledger import Ledger
 from lib.learning.state import Checkpoints
 from lib.learning.training import Recipe, TaskNetwork, fine_tune, plan_batches
@@ -14,7 +14,7 @@ from lib.networks.backbone import Backbone, load_backbone
 from lib.networks.macs import training_macs
 from lib.streams import Split, TaskData
 
-HALF = Engine(Precision.named("bf16"))
+HALF = Engine("bf16")
 
 
 class Stopped(Exception):

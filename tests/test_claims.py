@@ -35,6 +35,7 @@ def test_a_lead_is_the_mean_of_the_paired_differences_with_its_t_interval():
     assert found[:3] == pytest.approx((np.mean(points), *t))
     assert (found.reached, found.over, found.tasks) == pytest.approx((50, 100 * 1.1 / 3, 3))
     assert found.relative == pytest.approx(100 * (1.5 / 1.1 - 1))
+    assert found.p == pytest.approx(stats.ttest_1samp(points, 0).pvalue)
     assert not one.is_true_of(found) and claim("lead", holds="value > 13").is_true_of(found)
     assert one.sentence(Estimate(5, 2.5, 7.5)) == "+5 [+2, +8]"
 
@@ -54,8 +55,8 @@ def test_what_pruned_networks_gain_on_the_front_is_of_what_is_compared(monkeypat
     worse, better = records_of({("third", 64): [1.0] * 3}), records_of({("half, not compared", 64): [0.0] * 3})
     alike = records_of(ERRORS, preparation_macs=0)
     records = {"pocket": pd.concat([alike, *(one.assign(preparation_macs=0) for one in (worse, better))])}
-    # Half errs less by 13.3 points up to 256 dense images, where dense does.
-    assert evaluate(claim("pruned_front_gain"), records).value == pytest.approx(40 / 3, abs=0.1)
+    # Half errs less by 13.3 points at 64 dense images and more by 6.7 at 256, so less in the first two thirds between.
+    assert evaluate(claim("pruned_front_gain"), records).value == pytest.approx(40 / 3 * 2 / 3 / 2, abs=0.1)
     with pytest.raises(NotMeasured):
         evaluate(claim("pruned_front_gain"), {"pocket": alike})
 
@@ -90,7 +91,7 @@ def test_claims_are_told_apart_and_name_estimators_and_arms_that_exist():
         for key in ("arm", "over", "ours", "theirs"):
             named = one.arguments.get(key, [])
             assert known.issuperset([named] if isinstance(named, str) else named)
-        lead = Lead(0.1, 0.0, 0.2, 50, 40, 25, 20, 30, 3)
+        lead = Lead(0.1, 0.0, 0.2, 50, 40, 25, 20, 30, 3, 0.05)
         assert one.estimator in ESTIMATORS
         assert one.sentence(lead if one.estimator == "lead" else Estimate(0.1, 0.0, 0.2))
 
@@ -118,6 +119,18 @@ def committed(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def derived() -> dict[str, str]:
+    """What follows from the committed records, for tests that do not change them."""
+    return paper.generated_files(paper.published_claims())
+
+
+@pytest.fixture
+def derived_once(derived, monkeypatch):
+    monkeypatch.setattr(verify, "published_claims", list)
+    monkeypatch.setattr(verify, "generated_files", lambda _: derived)
+
+
 def test_the_committed_numbers_follow_from_the_committed_records(committed):
     assert verify.altered() == []
 
@@ -134,7 +147,13 @@ def test_the_paper_uses_what_is_generated_and_every_claim_once_at_least():
     assert drawn and all((paper.FIGURES / "paper" / f"{name}.pdf").exists() for name in drawn)
 
 
-@pytest.mark.parametrize("name", ["probe_50", "nevis/probe_50", "tuning/efficientnet_lite0-independent"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nevis/probe_50",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("probe_50", "tuning/efficientnet_lite0-independent")),
+    ],
+)
 def test_a_number_changed_in_a_record_is_caught(committed, name):
     file = committed / "records" / f"{name}.parquet"
     records = pd.read_parquet(file)
@@ -153,14 +172,14 @@ def test_a_number_changed_in_a_figure_s_source_data_is_caught(committed, monkeyp
     assert verify.altered() == ["sources.sha256"]
 
 
-def test_a_number_changed_in_the_readme_is_caught(committed, monkeypatch):
+def test_a_number_changed_in_the_readme_is_caught(committed, derived_once, monkeypatch):
     changed = committed / "README.md"
     changed.write_text(re.sub(r"(?<=reaches )\d", "9", paper.README.read_text(), count=1))
     monkeypatch.setattr(verify, "README", changed)
     assert verify.altered() == ["README.md"]
 
 
-def test_a_number_changed_in_what_is_generated_is_caught(committed):
+def test_a_number_changed_in_what_is_generated_is_caught(committed, derived_once):
     file = committed / "generated" / "claims.json"
     published = json.loads(file.read_text())
     published["repair"]["value"] += 1e-5
@@ -172,7 +191,7 @@ def test_a_number_changed_in_what_is_generated_is_caught(committed):
         verify.main("smoke")
 
 
-def test_smoke_verifies_the_code_and_leaves_the_rest(committed, capsys):
+def test_smoke_verifies_the_code_and_leaves_the_rest(committed, derived_once, capsys):
     verify.main("smoke")
     printed = capsys.readouterr().out
     assert f"what {paper.PINNED} pins" in printed

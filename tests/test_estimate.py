@@ -23,7 +23,7 @@ def speeds(monkeypatch):
 def test_fine_tuning_takes_the_budgets_and_measuring():
     unit = training_macs(TaskNetwork(load_backbone("efficientnet_lite0", pretrained=False), 10), 128)
     each = training_macs(TaskNetwork(load_backbone("resnet18half_64"), 10), 64)
-    found = estimate.seconds_of(RunSpec(**ARM))
+    found = estimate.seconds_of(RunSpec(**ARM), 64)
     assert found == pytest.approx(2 * (16 + 256) * unit / each / 10 + 2 * TEST / 100, rel=1e-3)
 
 
@@ -31,16 +31,18 @@ def test_a_probe_looks_at_each_training_image_once_at_most():
     unit = training_macs(TaskNetwork(load_backbone("efficientnet_lite0", pretrained=False), 10), 128)
     affordable = 16 * unit // forward_macs(load_backbone("resnet18half_64"), 64)
     assert 100 < affordable < 184
-    found = estimate.seconds_of(RunSpec(**ARM, learner="probe"))
-    assert found == pytest.approx((2 * affordable + sum(TRAIN) + 2 * TEST) / 100)
+    found = estimate.seconds_of(RunSpec(**ARM, learner="probe"), 64)
+    assert found == pytest.approx((2 * affordable + sum(TRAIN) + TEST) / 100)
+    # Images are counted at any size, and looked at at the arm's own.
+    assert estimate.seconds_of(RunSpec(**ARM, learner="probe", image_size=64), 32) == found
 
 
 def test_controls_measure_and_nothing_else():
-    assert estimate.seconds_of(RunSpec(**ARM, learner="majority")) == pytest.approx(2 * TEST / 100)
-    assert estimate.seconds_of(RunSpec(**ARM, learner="pixels")) == 0
+    assert estimate.seconds_of(RunSpec(**ARM, learner="majority"), 64) == pytest.approx(TEST / 100)
+    assert estimate.seconds_of(RunSpec(**ARM, learner="pixels"), 64) == 0
 
 
 def test_pruning_looks_at_the_calibration_images():
     arm = ARM | {"learner": "majority", "evaluation_images": 50, "calibration_images": 64}
-    dense, pruned = (estimate.seconds_of(RunSpec(**arm | {"ratio": ratio})) for ratio in (0.0, 0.5))
-    assert dense == pytest.approx(2 * 100 / 100) and pruned - dense == pytest.approx(estimate.LOOKS * 64 / 100)
+    dense, pruned = (estimate.seconds_of(RunSpec(**arm | {"ratio": ratio}), 64) for ratio in (0.0, 0.5))
+    assert dense == pytest.approx(100 / 100) and pruned - dense == pytest.approx(estimate.LOOKS * 64 / 100)

@@ -15,12 +15,13 @@ from helpers import ERRORS, records_of
 from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 from sentences import size_title
+from tables import alternatives, by_task_size, learners_compared, networks
 from test_scaling import ROUTE, shifting
 
 from lib.common.paths import ROOT
 from lib.evidence import scaling
-from lib.evidence.analysis import alternatives, leads, learners_compared
-from lib.evidence.reports import by_task_size, over_the_stream
+from lib.evidence.analysis import leads
+from lib.evidence.reports import over_the_stream
 
 PROBED = {("dense probe", 64): [0.4, 0.4, 0.4], ("half probe", 64): [0.3, 0.3, 0.3]}
 CONTROL = {("pixels", 64): [0.6, 0.6, 0.6]}
@@ -123,6 +124,7 @@ def all_figures(records: pd.DataFrame) -> dict[str, Figure]:
             "A message",
         ),
         "stream": drawing.over_the_stream({"all events": over_the_stream(records)}, "A message"),
+        "networks": drawing.networks({"one": networks(records)}, "A message"),
         "sizes": drawing.task_sizes(by_task_size(records.assign(train_images=100), records), "A message"),
         "run": drawing.one_run(records[records["arm"] == "dense"]),
     }

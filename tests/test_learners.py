@@ -328,8 +328,8 @@ def test_the_majority_is_the_most_frequent_answer_and_costs_nothing(small, cloth
 # --- search ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trials", [2, 5, 8])
-@pytest.mark.parametrize("images", [30, 600, 4000])
+@pytest.mark.parametrize("trials", [2, pytest.param(5, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("images", [30, 600, pytest.param(4000, marks=pytest.mark.slow)])
 def test_a_search_is_charged_and_leaves_half_of_the_budget(small, clothes, monkeypatch, trials, images):
     network = TaskNetwork(small, 10)
     each, forward = training_macs(network, 64), forward_macs(network, 64)
@@ -377,6 +377,7 @@ def test_a_rule_outside_of_what_is_searched_is_a_trial_too(small, clothes, monke
     assert recipe.body_rate == 1e-7 or 1e-4 <= recipe.head_rate <= 1e-1
 
 
+@pytest.mark.slow
 def test_a_search_finds_better_than_a_bad_rule_and_repeats_itself(small, clothes):
     def learn(trials: int) -> Learnt:
         limit = 1600 * training_macs(TaskNetwork(small, 10), 64)
@@ -405,7 +406,7 @@ def test_a_trial_that_diverges_is_over_and_noted_and_the_search_goes_on(small, c
 
 # --- over a stream --------------------------------------------------------------------------------
 
-STREAM = PRUNED | {"backbone": "resnet18half_64", "tasks": [*TASKS, "letters"], "budgets": [32, 128]}
+STREAM = PRUNED | {"backbone": "resnet18half_64", "tasks": [*TASKS, "letters"], "budgets": [32, 64]}
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
@@ -422,7 +423,7 @@ def test_every_learner_runs_over_a_stream_within_its_budget(learner, tmp_path):
     assert not list(tmp_path.glob("*/*/*.safetensors")), "networks or checkpoints stay behind"
 
 
-@pytest.mark.parametrize("learner", ["previous", "dynamic"])
+@pytest.mark.parametrize("learner", [pytest.param("previous", marks=pytest.mark.slow), "dynamic"])
 def test_a_killed_run_of_a_learner_with_memory_goes_on_to_the_same_records(learner, tmp_path):
     fields = STREAM | {"learner": learner}
     undisturbed = run_stream(RunSpec(**fields), tmp_path / "undisturbed")

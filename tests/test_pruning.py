@@ -121,10 +121,9 @@ def test_pruned_network_equals_masked_dense(pruned):
 @pytest.mark.parametrize(
     ("granularity", "scope"),
     [
-        (granularity, scope)
-        for granularity in GRANULARITIES
-        for scope in SCOPES
-        if (granularity, scope) != ("filter", "uniform")
+        pytest.param(*both, marks=[] if both in (("filter", "global"), ("channel", "uniform")) else pytest.mark.slow)
+        for both in itertools.product(GRANULARITIES, SCOPES)
+        if both != ("filter", "uniform")
     ],
 )
 def test_every_granularity_and_scope_equals_masked_dense(pruned, granularity, scope):

@@ -10,7 +10,7 @@ from lib.learning.learners import LEARNERS
 from lib.learning.rates import ALL, TABLE, TUNED_AS, data_set, rates
 from lib.networks.backbone import list_backbones
 from lib.streams import list_tasks
-from tools.tune_rates import TUNING
+from tools.tune_rates import TUNING, fit, losses_by_rule
 
 STORED = json.loads(TABLE.read_text())
 FITTED = [(learner, backbone) for backbone, found in STORED.items() for learner in found]
@@ -55,3 +55,31 @@ def test_what_was_never_tuned_is_refused():
         rates("norms", "alexnet")
     assert "body_rate= and head_rate=" in str(error.value)
     assert "python -m tools.tune_rates alexnet norms" in str(error.value)
+
+
+def test_what_a_rule_loses_is_of_the_task_left_out():
+    """By hand: two tasks, two budgets; at each, the pair that is best for one task costs the other a known amount."""
+    errors = {("a", 16): [0.1, 0.3], ("a", 64): [0.5, 0.2], ("b", 16): [0.4, 0.2], ("b", 64): [0.3, 0.2]}
+    table = pd.DataFrame(
+        [
+            (0.0, budget, task, rate, 0.1, error)
+            for (task, budget), both in errors.items()
+            for rate, error in zip((0.01, 0.1), both, strict=True)
+        ],
+        columns=["ratio", "budget", "task", "body_rate", "head_rate", "error_dev"],
+    )
+    lost = losses_by_rule(table)
+    # Of b alone 0.1 is best (.20 against .35 on average), of a alone 0.1 too (.25 against .30).
+    assert lost["all"] == lost["each share"] == pytest.approx(100 * (0.2 + 0 + 0 + 0) / 4)
+    # At 16, a goes by b's 0.1 and b by a's 0.01; at 64, both by 0.1.
+    assert lost["each budget"] == lost["each share and budget"] == pytest.approx(100 * (0.2 + 0 + 0.2 + 0) / 4)
+
+
+def test_equal_rates_are_chosen_between_alike_on_every_processor():
+    """Two pairs whose means differ by the last digit of a sum alone, in either order."""
+    a, b = [0.1, 0.2, 0.3], [0.3, 0.2, 0.1]
+    assert sum(a) != sum(b)
+    for first, second in [(a, b), (b, a)]:
+        rows = [(0.01, 0.1, error) for error in first] + [(0.01, 0.3, error) for error in second]
+        rows += [(0.03, 0.3, error) for error in first]
+        assert fit(pd.DataFrame(rows, columns=["body_rate", "head_rate", "error_dev"])) == {"body": 0.01, "head": 0.3}

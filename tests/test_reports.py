@@ -4,8 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import records_of
+from tables import by_task_size, networks
 
-from lib.evidence.reports import by_task_size, front_gain, gain_by_rates, over_the_stream
+from lib.evidence.reports import front_gain, over_the_stream
+from tools.tune_rates import gain_by_rates
 
 
 def stream_records() -> pd.DataFrame:
@@ -29,11 +31,25 @@ def test_over_the_stream_compute_adds_up_and_errors_are_averaged():
     assert list(table.index[table["on_front"]]) == [("dense", 16), ("half", 16), ("half", 64)]
 
 
+def test_the_front_of_networks_has_none_that_a_smaller_one_beats():
+    """Probes alone, at the largest budget that all have."""
+    probes = {("dense", 64): [0.3, 0.5], ("half", 64): [0.2, 0.4], ("tiny", 64): [0.6, 0.6], ("dense", 16): [0.9, 0.9]}
+    records = records_of(probes, learner="probe")
+    records["forward_macs"] = records["arm"].map({"dense": 100, "half": 50, "tiny": 20})
+    fine_tuned = records_of({("half best", 64): [0.1, 0.1]})
+    found = networks(pd.concat([records, fine_tuned], ignore_index=True)).set_index("arm")
+    assert found["error"].to_dict() == pytest.approx({"dense": 40, "half": 30, "tiny": 60})
+    assert set(found.index[found["on_front"]]) == {"half", "tiny"}
+    assert found["ratio"].to_dict() == {"dense": 0, "half": 0.5, "tiny": 0}
+
+
 def test_what_a_family_lowers_the_front_by_is_the_mean_between_the_fronts():
-    """From 64,000 to 258,000 FLOPs: nothing up to 66,000, then 70 against 45, from 256,000 50 against 45, then 35."""
+    """Nothing up to 66,000 FLOPs; then dense, from 70 at 64,000 to 50 at 256,000, against 45 to 35 at 258,000."""
     found = front_gain(stream_records(), "pruned, fine-tuned")
-    whole = np.log(258 / 64)
-    expected = (25 * np.log(256 / 66) + 5 * np.log(258 / 256)) / whole
+    at = {flops: 70 - 20 * np.log(min(flops, 256) / 64) / np.log(4) for flops in (66, 256, 258)}
+    apart = {flops: error - 45 + 10 * np.log(flops / 66) / np.log(258 / 66) for flops, error in at.items()}
+    pieces = [np.log(b / a) * (apart[a] + apart[b]) / 2 for a, b in ((66, 256), (256, 258))]
+    expected = sum(pieces) / np.log(258 / 64)
     assert found.value == pytest.approx(expected, abs=0.1) and found.low < found.value < found.high
     assert front_gain(stream_records(), "other network").value == 0
 

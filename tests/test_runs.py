@@ -234,7 +234,7 @@ def test_errors_follow_from_the_saved_predictions(pruned, pruned_out):
 
 
 def test_saved_predictions_are_enough_for_every_error_also_of_tags(tmp_path):
-    spec = RunSpec(**PRUNED | NO_RATES | {"tasks": ["clipart_tags", "mnist"], "budgets": [128], "trials": 2})
+    spec = RunSpec(**PRUNED | NO_RATES | {"tasks": ["clipart_tags", "mnist"], "budgets": [48], "trials": 2})
     with pytest.raises(UserError, match="holds no complete run"):
         saved_predictions(spec, tmp_path)
     records = run_stream(spec, tmp_path)
@@ -307,7 +307,7 @@ def test_disk_that_has_no_room_for_a_network_is_one_sentence(tmp_path):
     assert re.search(r"^lib\.common\.errors\.UserError: Cannot write .*0\.safetensors: File too large", last)
 
 
-@pytest.mark.parametrize("megabytes", [40, 100, 200])
+@pytest.mark.parametrize("megabytes", [100, *(pytest.param(other, marks=pytest.mark.slow) for other in (40, 200))])
 def test_too_little_memory_is_one_sentence_and_keeps_what_was_done(pruned, killed, megabytes):
     """Where it runs out differs: reading the images, copying the network, or training."""
     events = {file: file.read_bytes() for file in killed.glob("*/events/*.json")}
@@ -526,6 +526,7 @@ def test_what_no_run_could_end_with_is_refused(field, value):
         RunSpec(**ONE_TASK | {field: value})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner", ["independent", "previous"])
 def test_runs_of_other_budgets_share_what_is_done_and_both_are_right(learner, tmp_path):
     """One after the other, at once, and after one of them was killed."""
@@ -557,6 +558,28 @@ def test_runs_of_other_budgets_share_what_is_done_and_both_are_right(learner, tm
         for budgets in ((4, 16), (8, 16)):
             assert_same_records(run_stream(specs[budgets], out), alone[budgets])
         assert not list(out.glob("*/networks/*/*")) and not list(out.glob("*/trainings/*"))
+
+
+@pytest.mark.parametrize("learner", ["probe", "majority"])
+def test_what_is_not_trained_looks_at_the_test_images_once_for_all_budgets(learner, tmp_path, monkeypatch):
+    fields, looked = PRUNED | {"learner": learner}, []
+    alone = [run_stream(RunSpec(**fields | {"budgets": [budget]}), tmp_path / str(budget)) for budget in (4, 8)]
+    whole = runs.predict
+    monkeypatch.setattr(runs, "predict", lambda *given: looked.append(len(given[1])) or whole(*given[:3]))
+    monkeypatch.setattr(runs, "_seen", lambda *_: None)
+    by_whole_networks = run_stream(RunSpec(**fields), tmp_path / "whole")
+    assert looked == 4 * [32]
+    monkeypatch.undo()
+    looked.clear()
+    seen = runs.representation
+    monkeypatch.setattr(runs, "representation", lambda *given: looked.append(len(given[1])) or seen(*given))
+    together = run_stream(RunSpec(**fields), tmp_path / "together")
+    assert looked == 2 * [32]
+    assert_same_records(together, by_whole_networks)
+    assert_same_records(together, pd.concat(alone).sort_values(["event", "budget"], ignore_index=True))
+    spec, whole = RunSpec(**fields), saved_predictions(RunSpec(**fields), tmp_path / "whole")
+    for place, arrays in saved_predictions(spec, tmp_path / "together").items():
+        np.testing.assert_array_equal(arrays["logits_test"], whole[place]["logits_test"])
 
 
 def test_folder_holds_the_readable_spec_and_the_provenance(pruned, pruned_out):

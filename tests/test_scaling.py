@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import records_of
+from tables import explained
 
 from lib.evidence.records import MissingArms
-from lib.evidence.scaling import best_sizes, explained, optimum, parabola, sizes
+from lib.evidence.scaling import best_sizes, optimum, parabola, sizes
 
 ROUTE = "removing channels"
 MACS = np.array([20e6, 40e6, 60e6, 90e6, 120e6])

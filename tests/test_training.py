@@ -9,7 +9,7 @@ import torch
 from helpers import assert_same_state, random_backbone, state_of
 from torch import nn
 
-from lib.learning.engine import Engine, Precision
+from lib.learning.engine import Engine
 from lib.learning.ledger import Ledger
 from lib.learning.training import Recipe, TaskNetwork, error_of, fine_tune, plan_batches, predict, random_crops
 from lib.networks.backbone import Backbone
@@ -213,7 +213,7 @@ def test_compiled_training_is_the_same_training(small_backbone, digits, precisio
     def train(precision: str) -> dict[str, torch.Tensor]:
         network = TaskNetwork(small_backbone, 10)
         ledger = Ledger(300 * training_macs(network, 64))
-        fine_tune(network, digits.train, ledger, Recipe(0.003, 0.003), Engine(Precision.named(precision)), seed=0)
+        fine_tune(network, digits.train, ledger, Recipe(0.003, 0.003), Engine(precision), seed=0)
         return state_of(network)
 
     start, eager, compiled = (

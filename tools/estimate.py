@@ -19,7 +19,7 @@ from tools.stamps import is_done
 
 STARTING = 10  # seconds until an arm's notebook has started and imported what it needs
 LOOKS = 4  # passes over the calibration images, for the criterion and the repair
-TIMED = 128  # images
+TIMED = 64  # images
 
 
 @functools.cache
@@ -41,23 +41,29 @@ def seen(network: Backbone, size: int, engine: Engine) -> float:
     return seen_per_second(network, size, engine, images=TIMED)
 
 
-def seconds_of(spec: RunSpec) -> float:
-    """Estimated seconds of one arm on one thread: starting, pruning, the budgets, and measuring test after each."""
+def seconds_of(spec: RunSpec, counted_at: int) -> float:
+    """Estimated seconds of one arm on one thread: starting, pruning, the budgets, and measuring test after each.
+
+    Images are counted at a size of `counted_at` pixels, at which all arms have as many: each would be read for it.
+    """
+    counted = spec.model_copy(update={"image_size": counted_at})
     unit = spec.unit_macs(10)
     network = network_of(spec.backbone, spec.ratio, spec.granularity)
     how = network, spec.image_size, spec.engine
+    forward, both = forward_macs(network, spec.image_size), training_macs(TaskNetwork(network, 10), spec.image_size)
+    fine_tunes = LEARNERS[spec.learner].fine_tunes
     passes = training = 0  # images that are looked at, and trained on
     if spec.ratio > 0:
         passes += LOOKS * spec.calibration_images
     for task in load_stream(spec.stream, spec.missing).only(spec.tasks).tasks:
-        data = spec.data_of(task)
+        data = counted.data_of(task)
         if spec.learner != "pixels":  # for which no network is needed
-            passes += len(spec.budgets) * len(data.test)
-        if LEARNERS[spec.learner].fine_tunes:
-            training += sum(spec.budgets) * unit // training_macs(TaskNetwork(network, 10), spec.image_size)
+            # What is not trained makes the same of the test images at each budget.
+            passes += (len(spec.budgets) if fine_tunes else 1) * len(data.test)
+        if fine_tunes:
+            training += sum(spec.budgets) * unit // both
         elif spec.learner == "probe":
-            affordable = (budget * unit // forward_macs(network, spec.image_size) for budget in spec.budgets)
-            passes += sum(min(images, len(data.train)) for images in affordable)
+            passes += sum(min(budget * unit // forward, len(data.train)) for budget in spec.budgets)
     return STARTING + (passes and passes / seen(*how)) + (training and training / trained(*how))
 
 
@@ -65,7 +71,8 @@ def main(profile: str, jobs: int) -> None:
     arms = arms_of(profile)
     pending = {name: RunSpec(**fields) for name, fields in arms.items() if not is_done(profile, name)}
     side_by_side = max(1, min(jobs, os.cpu_count() or 1, len(pending)))
-    minutes = sum(map(seconds_of, pending.values())) / side_by_side / 60
+    specs = [*pending.values()]
+    minutes = sum(seconds_of(spec, specs[0].image_size) for spec in specs) / side_by_side / 60
     print(
         f"{profile}: {len(pending)} of {len(arms)} arms to run, {side_by_side} side by side: about "
         f"{max(1, round(minutes))} minutes on this machine."

@@ -103,8 +103,13 @@ def measure(backbone: str, learner: str, file: Path) -> None:
 
 
 def fit(records: pd.DataFrame) -> dict[str, float]:
-    """The rates of the lowest mean dev error over tasks, shares and budgets."""
-    body, head = records.groupby(["body_rate", "head_rate"])["error_dev"].mean().idxmin()
+    """The rates of the lowest mean dev error over tasks, shares and budgets.
+
+    Of equal ones the lowest for the body, that keeps most of what is pretrained, and with it the highest for the head.
+    Means are compared to nine decimals: how a processor adds must not choose between equal ones.
+    """
+    means = records.groupby(["body_rate", "head_rate"])["error_dev"].mean().round(9)
+    body, head = min(means[means == means.min()].index, key=lambda pair: (pair[0], -pair[1]))
     return {"body": body, "head": head}
 
 
@@ -122,6 +127,47 @@ def table_of(file: Path) -> dict[str, dict[str, float]]:
             f"`python -m tools.tune_rates {backbone} {learner}`, or remove it."
         )
     return {ALL: fit(records)} | {data_set(task): fit(records[records["task"] != task]) for task in TASKS}
+
+
+def gain_by_rates(errors: pd.DataFrame, body: float, head: float) -> pd.DataFrame:
+    """Points of accuracy that the most pruned network leads the dense one by: a row per choice of rates.
+
+    `errors`: columns ratio, budget, body_rate, head_rate, error_dev (0 to 1; of several tasks, or their mean). Rows:
+    one rate for body and head together, each that was tried; the pair `body`, `head`; the best pair of each network and
+    budget. A column per budget.
+    """
+    table = errors.pivot_table("error_dev", ["body_rate", "head_rate", "budget"], "ratio")
+    points = 100 * (table.iloc[:, 0] - table.iloc[:, -1])
+    equal = sorted({one for one, other, _ in points.index if one == other})
+    best = table.groupby("budget").min()
+    rows = {f"one rate, {rate:g}": points.loc[rate, rate] for rate in equal} | {
+        "the committed pair": points.loc[body, head],
+        "the best pair of each": 100 * (best.iloc[:, 0] - best.iloc[:, -1]),
+    }
+    return pd.DataFrame(rows).T
+
+
+def losses_by_rule(errors: pd.DataFrame) -> pd.Series:
+    """Points of accuracy lost to the best pair of rates in hindsight, by what has a pair of its own.
+
+    The pair is the best of the other tasks, on all panels or on those of the same share, budget or both; mean over the
+    tasks left out. `errors`: columns ratio, budget, task, body_rate, head_rate, error_dev (0 to 1).
+    """
+    rules = {
+        "all": [],
+        "each share": ["ratio"],
+        "each budget": ["budget"],
+        "each share and budget": ["ratio", "budget"],
+    }
+    lost: dict[str, list[float]] = {rule: [] for rule in rules}
+    for _, panel in errors.groupby(["ratio", "budget", "task"]):
+        at = panel.set_index(["body_rate", "head_rate"])["error_dev"]
+        for rule, same in rules.items():
+            alike = (errors[same] == panel[same].iloc[0]).all(axis=1)
+            pair = fit(errors[alike & (errors["task"] != panel["task"].iloc[0])])
+            lost[rule].append(100 * (at[pair["body"], pair["head"]] - at.min()))
+    # Rounded, so that a value halfway between two tenths is said alike on every processor.
+    return pd.DataFrame(lost).mean().round(6).rename("points lost")
 
 
 def main(backbone: str = "", learner: str = "independent") -> None:

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,9 +31,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
-        mode = temporary.stat().st_mode  # some writers make the file anew
         yield temporary
-        temporary.chmod(mode)
         os.replace(temporary, path)
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
@@ -84,15 +81,8 @@ def write_json(path: Path, content: object) -> None:
 
 def save_tensors(tensors: "dict[str, Tensor]", path: Path | str, about: dict[str, str] | None = None) -> None:
     """Write `tensors` as safetensors, all or nothing, `about` as metadata. Errors as of `atomic_path`."""
-    from safetensors import SafetensorError  # here, as above
-    from safetensors.torch import save_file
+    from safetensors.torch import save  # here, as above
 
     contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
     with atomic_path(path) as temporary:
-        try:
-            save_file(contiguous, temporary, about)
-        except SafetensorError as error:
-            number = re.search(r"os error (\d+)", str(error))  # nothing else of it says which it was
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        temporary.write_bytes(save(contiguous, about))

@@ -87,17 +87,3 @@ def regrets(records: pd.DataFrame, since: int | None = None) -> pd.DataFrame:
         for policy, arm in {"adviser": advised, **{f"always {arm}": arm for arm in errors.columns}}.items():
             rows.append((policy, event, task, budget, arm, of_arms[arm] - of_arms.min()))
     return pd.DataFrame(rows, columns=["policy", "event", "task", "budget", "arm", "regret"])
-
-
-def mean_regrets(table: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
-    """Mean regret of each policy over budgets and tasks, the lowest first, with its 95 % interval over tasks.
-
-    `labels` are what arms are called. Columns, for drawing: label, budget (0), points, low, high.
-    """
-    of_task = table.groupby(["policy", "event"], sort=False)["regret"].mean().unstack("event")
-    found = pd.DataFrame(
-        [estimate(np.mean, row) for row in of_task.to_numpy()], of_task.index, ["points", "low", "high"]
-    )
-    names = found.index.str.removeprefix("always ")
-    found["label"] = [labels.get(name, "the adviser") for name in names]
-    return found.sort_values("points", kind="stable").reset_index(drop=True).assign(budget=0)

@@ -12,19 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from lib.common.errors import UserError
-from lib.evidence.records import (
-    DENSE,
-    FAMILIES,
-    NETWORK,
-    PRUNED,
-    PRUNING,
-    arms,
-    learner_said,
-    of_families,
-    of_reference,
-    said,
-    some,
-)
+from lib.evidence.records import FAMILIES, of_families, some
 
 LEVEL = 0.95
 MARGIN = 1.0  # points of accuracy: two whose difference is sure to be within are called equal. Stated before
@@ -111,107 +99,66 @@ def chosen(means: pd.DataFrame, tasks: pd.Series, hindsight: bool = False) -> pd
     """The arm to choose for each task, of accuracies with a row per arm and a column per event.
 
     It is the best on all *other* tasks, so that no task has a say in its own choice; in hindsight, on all. `tasks` are
-    the events' names: an event has no say in that of another of its name.
+    the events' names: events of one name are one task, in the mean as in the choice.
     """
-    if hindsight or tasks.nunique() < 2:
-        return pd.Series(means.mean(axis=1).idxmax(), means.columns)
-    others = {event: means.loc[:, (tasks != tasks[event]).to_numpy()] for event in means.columns}
-    return pd.Series({event: rest.mean(axis=1).idxmax() for event, rest in others.items()})
+    of_tasks = means.T.groupby(tasks).mean()
+    if hindsight or len(of_tasks) < 2:
+        return pd.Series(of_tasks.mean().idxmax(), means.columns)
+    best = {task: of_tasks.drop(task).mean().idxmax() for task in of_tasks.index}
+    return tasks.loc[means.columns].map(best)
 
 
 def leads(records: pd.DataFrame, ours: Iterable[str], theirs: Iterable[str], hindsight: bool = False) -> pd.DataFrame:
-    """What the best of the arms `ours` leads the best of `theirs` by, a row per budget and task.
+    """What the best of the arms `ours` leads the best of `theirs` by, a row per budget and event.
 
-    Each is `chosen` among those that were run at that budget, and the two are compared over the seeds that both have.
+    Ours is `chosen` among those that were run at that budget; the rival is the best of theirs in hindsight, so that no
+    lead is due to a rival that was chosen badly. The two are compared over the seeds that both have.
     Columns: budget, event, task, domain, arm, other, accuracy, over (of the other), points. Raises MissingArms where
     there is no budget at which either was run, UserError where two have no seed in common.
     """
     table, rows = accuracies(records), []
     tasks = records.drop_duplicates("event").set_index("event")[["task", "domain"]].sort_index()
     sides = [[arm for arm in side if arm in table.index] for side in (ours, theirs)]
+    events, places = table.columns.get_level_values("event"), np.arange(table.shape[1])
     for budget in np.sort(records["budget"].unique()):
         at_budget = table.xs(budget, level="budget")
         both = [at_budget[at_budget.index.isin(side)] for side in sides]
         if any(side.empty for side in both):
             continue
-        picked = [chosen(side.T.groupby(level="event").mean().T, tasks["task"], hindsight) for side in both]
-        for event, about in tasks.iterrows():
-            pair = at_budget.loc[[names[event] for names in picked], event].dropna(axis=1)
-            if pair.empty:
-                raise UserError(
-                    f"{' and '.join(pair.index)} have no seed in common at a budget of {budget}: expected one. "
-                    "Run the profile's arms again."
-                )
-            rows.append((budget, event, *about, *pair.index, *pair.mean(axis=1)))
+        means = [side.T.groupby(level="event").mean().T for side in both]
+        picked = [chosen(means[0], tasks["task"], hindsight), chosen(means[1], tasks["task"], hindsight=True)]
+        found = [at_budget.to_numpy()[at_budget.index.get_indexer(names[events]), places] for names in picked]
+        pairs = pd.DataFrame(zip(*found, strict=True), table.columns, ["accuracy", "over"])
+        shared = pairs.dropna().groupby(level="event").mean().reindex(tasks.index)
+        if (none := shared["over"].isna()).any():
+            first = tasks.index[none][0]
+            raise UserError(
+                f"{' and '.join(names[first] for names in picked)} have no seed in common at a budget of {budget}: "
+                "expected one. Run the profile's arms again."
+            )
+        rows.append(tasks.assign(budget=budget, arm=picked[0], other=picked[1], **shared).reset_index())
+    found = some(pd.concat([pd.DataFrame(), *rows], ignore_index=True), "two kinds of network at one budget")
     columns = ["budget", "event", "task", "domain", "arm", "other", "accuracy", "over"]
-    found = some(pd.DataFrame(rows, columns=columns), "two kinds of network at one budget")
-    return found.assign(points=found["accuracy"] - found["over"])
+    return found[columns].assign(points=found["accuracy"] - found["over"])
 
 
 def summarised(found: pd.DataFrame, *by: str) -> pd.DataFrame:
-    """Mean of `leads` over tasks, a row for each value of `by` (budgets if none is named).
+    """Mean of `leads` over tasks, a row for each value of `by` (budgets if none is named). A name is one task.
 
     Columns: those of `by`, tasks, accuracy, over, points, low, high (95 % t interval of the paired difference);
     relative, relative_low, relative_high (percent gained); p (paired t test), p_holm (adjusted for the number of
     rows), verdict.
     """
-    rows = {}
-    for key, part in found.groupby(list(by or ["budget"]), sort=False):
+    rows, keys = {}, list(by or ["budget"])
+    found = found.groupby([*keys, "task"], sort=False)[["points", "accuracy", "over"]].mean().reset_index()
+    for key, part in found.groupby(keys, sort=False):
         points, pair = part["points"].to_numpy(), part[["accuracy", "over"]].to_numpy().T
         lead = estimate(np.mean, points)
         p = stats.ttest_1samp(points, 0).pvalue if len(points) > 1 and np.ptp(points) else float(lead.value == 0)
         rows[key] = len(part), *pair.mean(1), *lead, *estimate(relative, *pair), p, verdict(lead)
     columns = "tasks accuracy over points low high relative relative_low relative_high p verdict"
-    table = pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=by or ["budget"]), columns.split())
+    table = pd.DataFrame(rows.values(), pd.MultiIndex.from_tuples(rows, names=keys), columns.split())
     return table.assign(p_holm=holm(table["p"].to_numpy())).reset_index()
-
-
-def against(records: pd.DataFrame, baseline: str, others: Iterable[str]) -> pd.DataFrame:
-    """What each of the arms `others` leads the arm `baseline` by: `summarised`, after a column arm.
-
-    `p_holm` is adjusted for all rows of the table.
-    """
-    found = [leads(records, [arm], [baseline]) for arm in others]
-    return summarised(some(pd.concat([pd.DataFrame(), *found]), f"others beside {baseline}"), "arm", "budget")
-
-
-def learners_compared(records: pd.DataFrame) -> pd.DataFrame:
-    """Ways to learn against fine-tuning all layers, on the dense network and on the pruned one learnt in most ways.
-
-    `against`, after the columns network and learner, both in words.
-    """
-    about = arms(records)
-    own = about[about["family"].isin([*DENSE, *PRUNED]) & of_reference(about)]
-    tables = []
-    for is_pruned, part in own.groupby(own["ratio"] > 0):
-        alike = part.groupby([*NETWORK, *(PRUNING if is_pruned else [])], sort=False, dropna=False)
-        most = max((group for _, group in alike), key=len)
-        plain = most[(most["learner"] == "independent") & (most["trials"] == 1)]
-        if len(plain) and len(most) > 1:
-            found = against(records, plain.index[0], most.index.drop(plain.index[0]))
-            learner = found["arm"].map(lambda arm, of=most: learner_said(of.loc[arm]))
-            name = f"{most['ratio'].iloc[0]:.0%} removed" if is_pruned else "dense"
-            tables.append(found.assign(network=name, learner=learner))
-    return some(pd.concat([pd.DataFrame(), *tables]), "one network learnt in two ways").reset_index(drop=True)
-
-
-def alternatives(records: pd.DataFrame) -> pd.DataFrame:
-    """Other ways to prune, against the usual one, fine-tuned and probed: `against`, after panel and label.
-
-    The usual one removes the share that most others do; another share is said. Budgets that did not pay for looking at
-    a task's images are left out.
-    """
-    about, tables = arms(records), []
-    short = records.groupby(["arm", "budget"])["note"].transform(lambda notes: (notes != "").any())
-    for (*_, learner), part in about[about["ratio"] > 0].groupby(["backbone", "image_size", "learner"], sort=False):
-        others = part[part["how"] != ""]
-        ratio = others["ratio"].mode().max()
-        usual = part.index[(part["how"] == "") & (part["ratio"] == ratio)]
-        if len(usual) and len(others):
-            shares = others["ratio"].map(lambda share, usual=ratio: f", {share:.0%} removed" if share != usual else "")
-            found = against(records[~short], usual[0], others.index)
-            tables.append(found.assign(panel=said(learner), label=found["arm"].map(others["how"] + shares)))
-    return some(pd.concat([pd.DataFrame(), *tables]), "other criteria and repairs").reset_index(drop=True)
 
 
 def front(records: pd.DataFrame) -> pd.DataFrame:

@@ -3,8 +3,6 @@
 Imports nothing that trains.
 """
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 
@@ -22,11 +20,11 @@ ELSE = "fewer pixels", "other network"
 CONTROLS = "raw pixels", "majority class"
 FAMILIES = *PRUNED, *DENSE, *ELSE
 
-_STREAMS = {"pocket": "the pocket stream", "nevis/short": "Nevis'22", "nevis/full": "further data sets of Nevis'22"}
-
 # --- words for what a label says; a name that is not here is said as it is ------------------------------
 _WORDS = {
     "efficientnet_lite0": "EfficientNet-Lite0",
+    "efficientnet_lite1": "EfficientNet-Lite1",
+    "efficientnet_lite2": "EfficientNet-Lite2",
     "resnet50_64": "ResNet-50",
     "resnet26_64": "ResNet-26",
     "resnet18half_64": "half ResNet-18",
@@ -34,8 +32,6 @@ _WORDS = {
     "resnet18eighth_64": "eighth ResNet-18",
     "independent": "fine-tuned",
     "probe_finetune": "probe, then fine-tuned",
-    "last_stage": "last stage",
-    "norms": "norms",
     "previous": "from the last task",
     "dynamic": "from the nearest task",
     "activation_images": "activations",
@@ -78,33 +74,6 @@ def load_records(profile: str, *groups: str) -> pd.DataFrame:
     for seed in records["seed"].unique():
         records["arm"] = records["arm"].str.removesuffix(replicate("", seed))
     return described(records)
-
-
-def load_streams(profile: str, *groups: str, beside: Iterable[str] = ("nevis",)) -> dict[str, pd.DataFrame]:
-    """`load_records` by the stream's name in words: and with the paper's those of the profiles `beside`, if there."""
-    others = [other for other in beside if profile == "paper" and are_there(other)]
-    loaded = [load_records(one, *groups) for one in (profile, *others)]
-    return {_STREAMS.get(stream := records["stream"].iloc[0], stream): records for records in loaded}
-
-
-def pooled(*streams: pd.DataFrame) -> pd.DataFrame:
-    """Records of several streams as those of one: of the arms and budgets that all have, every task once.
-
-    Of a task that a stream has twice, the first event is taken.
-    """
-    keys = [pd.MultiIndex.from_frame(records[["arm", "budget"]]) for records in streams]
-    shared = [all(key in other for other in keys) for key in keys[0].unique()]
-    known, tables, offset = keys[0].unique()[shared], [], 0
-    for records, key in zip(streams, keys, strict=True):
-        is_first = records["event"] == records.groupby("task")["event"].transform("min")
-        tables.append(records[is_first & key.isin(known)].assign(event=records["event"] + offset))
-        offset += records["event"].max() + 1
-    return pd.concat(tables, ignore_index=True)
-
-
-def are_there(profile: str) -> bool:
-    """Whether all arms of a profile have been run."""
-    return all(records_file(profile, arm).exists() for arm in arms_of(profile))
 
 
 def described(records: pd.DataFrame) -> pd.DataFrame:
@@ -158,7 +127,10 @@ def arms(records: pd.DataFrame) -> pd.DataFrame:
     pruned = table[table["ratio"] > 0]
     usual = pruned[PRUNING].mode().iloc[0] if len(pruned) else table[PRUNING].iloc[0]
     table["how"] = [_how(arm, usual) for _, arm in table.iterrows()]
-    return table.assign(label=[_label(arm) for _, arm in table.iterrows()])
+    usual_size = (
+        table.groupby("backbone")["image_size"].transform("max").where(~of_reference(table), reference_pixels(table))
+    )
+    return table.assign(label=[_label(arm, size) for (_, arm), size in zip(table.iterrows(), usual_size, strict=True)])
 
 
 def _how(arm: pd.Series, usual: pd.Series) -> str:
@@ -167,12 +139,11 @@ def _how(arm: pd.Series, usual: pd.Series) -> str:
     return ", ".join(words + [said(arm[name]) for name in looked_at if arm[name] != usual[name]])
 
 
-def _label(arm: pd.Series) -> str:
+def _label(arm: pd.Series, usual_size: int) -> str:
     if arm["family"] in CONTROLS:
         return arm["family"]
-    network, pixels = arm["reference"].split("@")
-    words = [said(arm["backbone"])] if arm["backbone"] != network else []
-    words += [f"{arm['image_size']} px"] if arm["backbone"] == network and arm["image_size"] != int(pixels) else []
+    words = [said(arm["backbone"])] if arm["backbone"] != arm["reference"].split("@")[0] else []
+    words += [f"{arm['image_size']} px"] if arm["image_size"] != usual_size else []
     words += [f"{arm['ratio']:.0%} removed"] if arm["ratio"] else []
     return ", ".join(filter(None, [*(words or ["dense"]), arm["how"], learner_said(arm)]))
 

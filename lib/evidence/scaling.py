@@ -1,15 +1,13 @@
-"""The best size at each budget (isoFLOP curves), and what tells how far fine-tuning gets: compute, or image passes.
+"""The best size at each budget: isoFLOP curves.
 
 Reads records only, like lib/evidence/records.py, and imports nothing that trains.
 """
-
-from contextlib import suppress
 
 import numpy as np
 import pandas as pd
 
 from lib.evidence.analysis import by_task, estimate, mean_accuracy
-from lib.evidence.records import MissingArms, of_reference, reference_pixels, some
+from lib.evidence.records import of_reference, reference_pixels, some
 
 ROUTES = {"removing channels": "channels removed", "fewer pixels": "fewer pixels"}  # to a smaller network: its origin
 
@@ -84,25 +82,3 @@ def best_sizes(records: pd.DataFrame, route: str) -> pd.DataFrame:
 def on_route(table: pd.DataFrame, route: str) -> pd.DataFrame:
     """The rows of `sizes` that are the dense reference network, or made smaller by one of ROUTES alone."""
     return table[table["origin"].isin(["dense", ROUTES[route]])]
-
-
-def iso_curves(records: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """The table of `sizes` of all probes, and `best_sizes` by route.
-
-    Without a route that has too few sizes. Raises MissingArms where every one has.
-    """
-    probes, found = records[records["learner"] == "probe"], {}
-    for route in ROUTES:
-        with suppress(MissingArms):
-            found[route] = best_sizes(probes, route)
-    if not found:
-        raise MissingArms("The records have no arms to compare: expected four sizes of one network, learnt alike.")
-    return sizes(probes), found
-
-
-def explained(table: pd.DataFrame, by: str) -> float:
-    """The share of the variance of `sizes`' errors that a quadratic in the logarithm of the column `by` explains."""
-    place = np.log10(table[by])
-    curve = np.polyfit(place, table["error"], min(2, place.nunique() - 1))
-    left = table["error"] - np.polyval(curve, place)
-    return float(1 - left.var() / table["error"].var())

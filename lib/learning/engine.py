@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from lib.common.errors import UserError, choose
+from lib.common.errors import UserError
 
 PRECISIONS = "fp32", "bf16", "fp32 compiled", "bf16 compiled"
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 # glibc's mallopt parameters (malloc.h). By default every large tensor is mapped afresh and handed
 # back when freed, so each step pays for page faults anew; the three settings keep the memory.
@@ -31,25 +30,14 @@ def set_up_cpu(threads: int) -> None:
 
 
 @dataclass(frozen=True)
-class Precision:
-    """What layers compute in where autocast lets them, and whether the network is compiled for it."""
-
-    dtype: torch.dtype = torch.float32
-    compiled: bool = False
-
-    @classmethod
-    def named(cls, name: str) -> "Precision":
-        """One of PRECISIONS. Raises UserError for another name."""
-        choose("precision", name, PRECISIONS)
-        dtype, *compiled = name.split()
-        return cls(_DTYPES[dtype], bool(compiled))
-
-
-@dataclass(frozen=True)
 class Engine:
-    """What a network is trained and looked at with."""
+    """What a network is trained and looked at with.
 
-    precision: Precision = Precision()
+    `precision`, one of PRECISIONS, is what layers compute in where autocast lets them, and whether the network is
+    compiled.
+    """
+
+    precision: str = "fp32"
     device: str = "cpu"
     threads: int = 1
 
@@ -75,5 +63,4 @@ class Engine:
 
     def autocast(self) -> torch.autocast:
         """The context in which this engine's precision is computed in."""
-        enabled = self.precision.dtype != torch.float32
-        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=enabled)
+        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.precision.startswith("bf16"))

@@ -29,7 +29,8 @@ COMPARED_IMAGES, LEAST_COMPARED_IMAGES = 64, 16
 class Learnt:
     """What came out: the network, the steps it took with which recipe, and what it started from.
 
-    A note says what went wrong; the network is then as it was before training, its head zero.
+    A note says what went wrong; the network is then as it was before training, its head zero. `frozen` is the backbone
+    whose body the network has, where that was not trained.
     """
 
     network: TaskNetwork
@@ -37,6 +38,7 @@ class Learnt:
     recipe: Recipe | None = None
     started_from: int | str = PRETRAINED
     note: str = ""
+    frozen: Backbone | None = None
 
 
 Learn = Callable[[Job], Learnt]
@@ -107,7 +109,7 @@ def dynamic(job: Job) -> Learnt:
 def probe(job: Job) -> Learnt:
     """A linear head on the frozen network, on all training images, or as many as the budget pays for."""
     network, images = _probed(job, job.start, job.ledger.left)
-    return Learnt(network, note="" if images else TOO_SMALL)
+    return Learnt(network, note="" if images else TOO_SMALL, frozen=job.start)
 
 
 @learner("probe_finetune")
@@ -157,7 +159,7 @@ def majority(job: Job) -> Learnt:
     counts = labels.sum(0) if are_tags(labels) else torch.bincount(labels, minlength=job.task.num_classes)
     with torch.no_grad():
         network.head.bias.copy_(counts / len(labels))
-    return Learnt(network)
+    return Learnt(network, frozen=job.start)
 
 
 def _candidate(job: Job, origin: int | str) -> Backbone:

@@ -2,8 +2,8 @@
 
 A task of a data set that took part in the fit gets the rates that were fitted on the *other* data sets (dev images,
 never test), so no task has a hand in its own; any other task gets those of all of them. One pair serves all shares and
-budgets: lines in either were fitted too, and did worse on the data set left out. `python -m tools.tune_rates` makes
-lib/learning/rates.json from the records of the fit.
+budgets: a pair for each does no better on the data set left out (tools.tune_rates.losses_by_rule).
+`python -m tools.tune_rates` makes lib/learning/rates.json from the records of the fit.
 """
 
 import json

@@ -137,7 +137,7 @@ class _Training:
         for norm in norms:
             norm.train(norm in self.norms)
         self.forward = network
-        if engine.precision.compiled:
+        if engine.precision.endswith("compiled"):
             # On a GPU, steps of so few images are bound by the launching of kernels: CUDA graphs.
             mode = "default" if engine.device == "cpu" else "reduce-overhead"
             self.forward = torch.compile(network, mode=mode)
@@ -251,22 +251,26 @@ def representation(network: Backbone, split: Split, engine: Engine) -> Tensor:
     return _outputs(network, network.body, split, engine)
 
 
-def predict(network: TaskNetwork, split: Split, engine: Engine) -> np.ndarray:
-    """Logits (N, C) of a split, float32.
+def predict(network: TaskNetwork, split: Split, engine: Engine, seen: Tensor | None = None) -> np.ndarray:
+    """Logits (N, C) of a split, float32; by the head alone where its representation (N, D) is given as `seen`.
 
     The network moves to the engine's device, channels last in memory, and to eval mode.
     """
-    return _outputs(network, network, split, engine).numpy()
+    return _outputs(network, network if seen is None else network.head, split, engine, seen).numpy()
 
 
 @torch.inference_mode()
-def _outputs(network: Backbone | TaskNetwork, part: Backbone | nn.Module, split: Split, engine: Engine) -> Tensor:
-    """What `part` of a network makes of a split's images, float32."""
+def _outputs(
+    network: Backbone | TaskNetwork, part: nn.Module, split: Split, engine: Engine, seen: Tensor | None = None
+) -> Tensor:
+    """What `part` of a network makes of a split's images, or of what was `seen` of them, float32."""
     part.to(engine.device, memory_format=torch.channels_last).eval()
     found = []
     with engine.running():
-        for batch in split.images.split(AT_ONCE):
-            inputs = normalised(batch.permute(0, 3, 1, 2).to(engine.device), network)
+        for batch in (split.images if seen is None else seen).split(AT_ONCE):
+            inputs = batch.to(engine.device)
+            if seen is None:
+                inputs = normalised(inputs.permute(0, 3, 1, 2), network)
             with engine.autocast():
                 found.append(part(inputs).float().cpu())
     return torch.cat(found)

@@ -1,10 +1,9 @@
 """MACs of forward and training, counted a layer at a time.
 
-One MAC is one multiplication and addition, two FLOPs. Convolutions, linear layers and attention are counted;
-norms, activations and pooling are not. Any other product is an error.
+One MAC is one multiplication and addition, two FLOPs. Convolutions, linear layers and attention are counted, by torch's
+own formulas; norms, activations and pooling are not. Any other product is an error.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,54 +17,42 @@ from lib.common.errors import UserError
 from lib.common.vision import timm
 from lib.networks.copies import meta_copy
 
-# torchvision's transformers and timm's: the first holds its linear layers' weights itself.
-_ATTENTION = (nn.MultiheadAttention, timm.layers.Attention)
-_COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *_ATTENTION)
+_LAYERS = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear  # one product each
+_ATTENTION = nn.MultiheadAttention, timm.layers.Attention  # torchvision's transformers and timm's
 _IMAGES = 2  # batch norms in training mode refuse a single value a channel
 
 
 @dataclass(frozen=True)
 class LayerMacs:
-    """MACs of one layer for one image: its output, and the gradients that training needs of it."""
+    """MACs of one layer for one image: of its output, and of the gradients that training needs of it."""
 
-    forward: int
-    weight_grad: int
-    input_grad: int
+    forward: int = 0
+    backward: int = 0
 
     @property
     def training(self) -> int:
-        return self.forward + self.weight_grad + self.input_grad
+        return self.forward + self.backward
 
 
 def count_macs(network: nn.Module, image_size: int) -> dict[str, LayerMacs]:
     """MACs of each convolution, linear layer and attention by module name, for one square RGB image.
 
-    The weight gradient costs as much as the forward pass where the weight is trainable, the input
-    gradient as much again where anything upstream is. Runs on a copy of meta tensors: nothing is computed.
-    Raises UserError for a network that multiplies elsewhere, such as in attention of another kind.
+    A gradient costs as much as the forward pass: that of a weight where it is trainable, that of an input where
+    anything upstream is. Runs on a copy of meta tensors: nothing is computed. Raises UserError for a network that
+    multiplies elsewhere, such as in attention of another kind.
     """
-    layers: dict[str, LayerMacs] = {}
     twin = meta_copy(network)
-    seen = _Products()
+    counter = _Counter(twin)
     for name, module in twin.named_modules():
-        module.register_forward_pre_hook(partial(seen.enter, name))
-        if isinstance(module, _COUNTED):
-            module.register_forward_hook(partial(_record, layers, name))
-        elif isinstance(module, nn.BatchNorm2d):
+        module.register_forward_pre_hook(partial(counter.enter, name))
+        if isinstance(module, nn.BatchNorm2d):
             # They count for nothing here, and on meta tensors they would take most of the time.
             module.forward = partial(_scaled_alone, module)
-        module.register_forward_hook(seen.leave)
+        module.register_forward_hook(counter.leave)
     dtype = next((parameter.dtype for parameter in twin.parameters()), torch.float32)
-    with torch.enable_grad(), seen:
+    with torch.enable_grad(), counter:
         twin(torch.empty(_IMAGES, 3, image_size, image_size, device="meta", dtype=dtype))
-    for name, macs in seen.macs.items():
-        if macs > _IMAGES * (layers[name].forward if name in layers else 0):
-            raise UserError(
-                f"{name or 'The network'} ({type(twin.get_submodule(name)).__name__}) computes MACs that are "
-                "not counted: expected convolutions, linear layers and attention as torchvision or timm have "
-                "it. Use a network of the families in README.md."
-            )
-    return layers
+    return counter.layers
 
 
 def forward_macs(network: nn.Module, image_size: int) -> int:
@@ -78,52 +65,41 @@ def training_macs(network: nn.Module, image_size: int) -> int:
     return sum(layer.training for layer in count_macs(network, image_size).values())
 
 
-class _Products(TorchDispatchMode):
-    """MACs of all matrix products and convolutions that run, by the innermost module."""
+class _Counter(TorchDispatchMode):
+    """MACs of all products that run, by the innermost module."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.macs: dict[str, int] = {}
-        self._running = [""]
+        self.layers: dict[str, LayerMacs] = {}
+        self._running: list[tuple[str, nn.Module]] = [("", network)]
+        self._done = False  # whether the innermost module has multiplied
 
     def enter(self, name: str, module: nn.Module, inputs: object) -> None:
-        self._running.append(name)
+        self._running.append((name, module))
+        self._done = False
 
     def leave(self, module: nn.Module, inputs: object, output: object) -> None:
         self._running.pop()
 
     def __torch_dispatch__(self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
         output = func(*args, **(kwargs or {}))
-        flops: Callable[..., int] | None = flop_registry.get(func._overloadpacket)
-        if flops is not None:
-            name = self._running[-1]
-            self.macs[name] = self.macs.get(name, 0) + flops(*args, **(kwargs or {}), out_val=output) // 2
+        if func._overloadpacket in flop_registry:
+            name, module = self._running[-1]
+            if not isinstance(module, _ATTENTION) and (self._done or not isinstance(module, _LAYERS)):
+                raise UserError(
+                    f"{name or 'The network'} ({type(module).__name__}) computes MACs that are not counted: expected "
+                    "convolutions, linear layers and attention as torchvision or timm have it. Use a network of the "
+                    "families in README.md."
+                )
+            self._done = True
+            flops = flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=output)
+            macs = flops // 2 // _IMAGES
+            # What is multiplied comes last, after what is added to the product; a bias has one dimension.
+            factors = [one for one in args if isinstance(one, Tensor) and one.ndim > 1][-2:]
+            gradients = sum(factor.requires_grad for factor in factors)
+            before = self.layers.get(name, LayerMacs())  # a layer may be used more than once
+            self.layers[name] = LayerMacs(before.forward + macs, before.backward + gradients * macs)
         return output
-
-
-def _record(
-    layers: dict[str, LayerMacs], name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
-) -> None:
-    if isinstance(layer, _ATTENTION):
-        weighted, unweighted = _attention_macs(layer, inputs[0])
-        trainable = getattr(layer, "in_proj_weight", inputs[0]).requires_grad
-    else:
-        weighted, unweighted = output.numel() // _IMAGES * layer.weight[0].numel(), 0
-        trainable = layer.weight.requires_grad
-    before = layers.get(name, LayerMacs(0, 0, 0))  # a layer may be used more than once
-    layers[name] = LayerMacs(
-        before.forward + weighted + unweighted,
-        before.weight_grad + (weighted if trainable else 0),
-        # A product of two activations has two input gradients.
-        before.input_grad + (weighted + 2 * unweighted if inputs[0].requires_grad else 0),
-    )
-
-
-def _attention_macs(attention: nn.Module, tokens: Tensor) -> tuple[int, int]:
-    """MACs of one image's attention with a weight, and of its two products of activations."""
-    _, count, width = tokens.shape  # batch first, as both kinds have it
-    own = 4 * count * width**2 if isinstance(attention, nn.MultiheadAttention) else 0
-    return own, 2 * count**2 * width
 
 
 def _scaled_alone(norm: nn.BatchNorm2d, inputs: Tensor) -> Tensor:

@@ -192,9 +192,8 @@ def _greedy_round(gram: Tensor, precision: Tensor, count: int) -> tuple[list[int
 
 def elimination_macs(network: nn.Module, consumer: Consumer, inputs: Moments) -> int:
     """MACs of `activation_images` at one consumer: covariance, inverse, and the eliminations."""
-    rows, width = inputs.rows.shape
-    weights = network.get_submodule(consumer.name).weight.numel()
-    return rows * width**2 + 2 * width**3 + width * weights
+    width, weights = len(inputs.mean), network.get_submodule(consumer.name).weight.numel()
+    return inputs.rows * width**2 + 2 * width**3 + width * weights
 
 
 @criterion("l1")

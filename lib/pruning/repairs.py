@@ -143,7 +143,7 @@ def _least_squares(damage: Damage) -> None:
             _stand_in(damage, site, reader, inputs.mean, inputs.covariance)
             _restore_variance(damage.network, reader, kept, inputs.mean, inputs.covariance, before)
             # Moments, the solve, and the new weights.
-            (rows, width), left = inputs.rows.shape, len(kept)
+            rows, width, left = inputs.rows, len(inputs.mean), len(kept)
             weights = damage.network.get_submodule(reader.name).weight.numel()
             damage.macs += rows * left * (left + width) + left**3 // 3 + left**2 * width + weights * left
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +13,17 @@ from lib.common.errors import UserError
 from lib.pruning.sites import Site
 
 POSITIONS = 64  # positions a feature map and image that moments are taken from, evenly spread
+AT_ONCE = 32  # images that are looked at together: more take more memory, and no less time
 LEAVES = 400  # discs of a synthetic image: they cover it several times over
 
 
-@dataclass
+@dataclass(frozen=True)
 class Moments:
-    """Samples (rows, C) of what enters a reader, with their mean (C,) and covariance (C, C)."""
+    """Mean (C,) and covariance (C, C) of what enters a reader, over so many `rows`."""
 
-    rows: Tensor
-
-    @cached_property
-    def mean(self) -> Tensor:
-        return self.rows.mean(0)
-
-    @cached_property
-    def covariance(self) -> Tensor:
-        centred = self.rows - self.mean
-        return centred.T @ centred / len(centred)
+    mean: Tensor
+    covariance: Tensor
+    rows: int
 
 
 def ridge(covariance: Tensor, share: float) -> Tensor:
@@ -52,17 +46,28 @@ def sampled_rows(layer: nn.Module, inputs: Tensor) -> Tensor:
 @torch.no_grad()
 def reader_moments(network: nn.Module, sites: list[Site], images: Tensor) -> dict[str, Moments]:
     """Moments of the inputs of all readers of `sites` over normalised images (N, 3, H, W), one pass."""
-    found: dict[str, Moments] = {}
+    rows: dict[str, Tensor] = {}
+    seen = 0
 
     def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found[name] = Moments(sampled_rows(layer, inputs[0]))
+        found = sampled_rows(layer, inputs[0])
+        each = len(found) // len(inputs[0])
+        if name not in rows:
+            rows[name] = found.new_empty(each * len(images), found.shape[1])
+        rows[name][each * seen :][: len(found)] = found
 
     with ExitStack() as hooks:
         for name in (reader.name for site in sites for reader in site.readers):
             hooks.enter_context(network.get_submodule(name).register_forward_pre_hook(partial(look, name)))
-        network(images)
-    for name, moments in found.items():
-        if not moments.rows.isfinite().all():
+        for batch in images.split(AT_ONCE):
+            network(batch)
+            seen += len(batch)
+    found = {}
+    for name in list(rows):  # none is needed any longer
+        count, mean = len(rows[name]), rows[name].mean(0)
+        centred = rows.pop(name).sub_(mean)
+        found[name] = Moments(mean, centred.T @ centred / count, count)
+        if not found[name].covariance.isfinite().all():
             raise UserError(
                 f"The images lead to values that are not finite at {name}: expected images normalised as the "
                 "network's are, and finite weights."

@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from lib.common.errors import UserError
 from lib.common.progress import report
+from lib.learning.engine import Engine
 from lib.learning.job import Job
 from lib.learning.learners import LEARNERS, TOO_SMALL, Learn, Learnt
 from lib.learning.ledger import Ledger
 from lib.learning.state import Checkpoints, Memory
-from lib.learning.training import TaskNetwork, error_of, predict
+from lib.learning.training import TaskNetwork, error_of, predict, representation
 from lib.networks.backbone import Backbone, normalised
 from lib.networks.macs import forward_macs, training_macs
 from lib.pruning import plan_pruning
@@ -27,7 +29,7 @@ from lib.runs.spec import RunSpec
 from lib.runs.stamps import training_hash
 from lib.runs.store import Store, open_run
 from lib.streams import calibration_images
-from lib.streams.task import Stream
+from lib.streams.task import Split, Stream
 
 RECIPE = ("body_rate", "head_rate", "label_smoothing", "weight_decay")  # as a record reports it
 _PURPOSES = "calibration", "comparison", "probe", "search", "validation"
@@ -151,7 +153,8 @@ def _run_event(start: Start, job: Job, learner: str, store: Store) -> dict:
     job.memory.keep(job.event, learnt.network.body)
     # Dev images that nothing selects by are not looked at.
     parts = {"test": job.data.test} | ({"dev": job.data.dev} if job.trials > 1 else {})
-    logits = {part: predict(learnt.network, split, job.engine) for part, split in parts.items()}
+    seen = {part: _seen(learnt.frozen, split, job.engine) if learnt.frozen else None for part, split in parts.items()}
+    logits = {part: predict(learnt.network, split, job.engine, seen[part]) for part, split in parts.items()}
     labels = {part: split.labels.numpy() for part, split in parts.items()}
     errors = {part: error_of(logits[part], labels[part]) for part in parts}
     spent = job.ledger.spent
@@ -181,6 +184,11 @@ def _run_event(start: Start, job: Job, learner: str, store: Store) -> dict:
     predictions |= {f"labels_{part}": labels[part] for part in parts}
     store.keep(job.event, job.budget, row, {**predictions, "classes": np.array(job.task.classes)})
     return row
+
+
+@lru_cache(maxsize=2)  # dev and test: what was not trained makes the same of them at each budget of a task
+def _seen(network: Backbone, split: Split, engine: Engine) -> Tensor:
+    return representation(network, split, engine)
 
 
 def _learnt(start: Start, job: Job, learn: Learn) -> Learnt:

@@ -13,8 +13,7 @@ from pydantic import field_validator as check
 from pydantic import model_validator as check_all
 
 from lib.common.errors import UserError, choose
-from lib.common.paths import LIB
-from lib.learning.engine import Engine, Precision
+from lib.learning.engine import PRECISIONS, Engine
 from lib.learning.learners import LEARNERS
 from lib.learning.rates import rates
 from lib.learning.training import Recipe, TaskNetwork
@@ -29,7 +28,7 @@ MANY = 10**9
 # What changes no number: the list of budgets, and how the same tasks and weights are had.
 _NOT_IN_KEY = {"budgets", "missing", "stream", "tasks", "weights"}
 
-_NAMES = {**NAMES, "learner": LEARNERS}
+_NAMES = {**NAMES, "learner": LEARNERS, "precision": PRECISIONS}
 
 
 @cache
@@ -81,14 +80,6 @@ def _known_reference(reference: str) -> str:
     return reference
 
 
-def _best_precision(name: object, info: ValidationInfo) -> object:
-    if name is None:
-        table = json.loads((LIB / "learning" / "precision.json").read_bytes())
-        return table.get(str(info.data.get("device")).split(":")[0], {}).get(info.data.get("backbone"), "fp32")
-    Precision.named(str(name))
-    return name
-
-
 def _existing_file(path: str) -> str:
     if not Path(path).is_file():
         raise ValueError("expected the path of a checkpoint, and there is no such file")
@@ -121,8 +112,7 @@ class RunSpec(BaseModel):
     )
     reference: Annotated[str, AfterValidator(_known_reference)] = "efficientnet_lite0@128"  # sets the unit
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
-    # None: the table's, for backbone and device
-    precision: Annotated[str, BeforeValidator(_best_precision)] = Field(None, validate_default=True)
+    precision: str = "fp32"
     threads: int = Field(1, ge=1, le=1024)
     pretrained: bool = True
     # the path of a checkpoint of one's own, in place of the pretrained weights
@@ -143,7 +133,7 @@ class RunSpec(BaseModel):
     @property
     def engine(self) -> Engine:
         """What this run computes with."""
-        return Engine(Precision.named(self.precision), self.device, self.threads)
+        return Engine(self.precision, self.device, self.threads)
 
     def unit_macs(self, num_classes: int) -> int:
         """MACs of one dense image: forward and backward through the reference network, all of it trained."""

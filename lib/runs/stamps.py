@@ -32,7 +32,7 @@ def training_hash(arm: Mapping[str, object]) -> str:
     """Hash of what can change a number of an arm, given by the fields of its RunSpec.
 
     That is the code that trains, the pins under it, the shipped stream's cards, and the backbone's shipped
-    weights and rows of the tables; another backbone's do not count. A user's own stream and weights are in a
+    weights and its learner's rates; another backbone's do not count. A user's own stream and weights are in a
     run's key.
     """
     fields = {**spec_defaults(), **arm}
@@ -42,11 +42,9 @@ def training_hash(arm: Mapping[str, object]) -> str:
     data = hash_of(LIB / file for file in shipped if (LIB / file).is_file())
     requirements = ROOT / "requirements.txt"  # not there where the library was installed alone
     pins = re.findall(_PINS, requirements.read_text(encoding="utf-8")) if requirements.exists() else []
-    tables = [json.loads(file.read_bytes()) for file in sorted((LIB / "learning").glob("*.json"))]
-    rows = [part[backbone] for table in tables for part in (table, *table.values()) if backbone in part]
     learner = TUNED_AS.get(str(fields["learner"]), str(fields["learner"]))
-    rows = [row.get(learner) if isinstance(row, dict) else row for row in rows]  # of the rates, those of its learner
-    return _digest("\n".join([_code_hash(_sources(), _RUN, named), data, *pins, json.dumps(rows)]))
+    rates = json.loads((LIB / "learning" / "rates.json").read_bytes()).get(backbone, {}).get(learner)
+    return _digest("\n".join([_code_hash(_sources(), _RUN, named), data, *pins, json.dumps(rates)]))
 
 
 def drawing_hash(notebook: Path) -> str:

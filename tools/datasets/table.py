@@ -68,7 +68,7 @@ def generated() -> str:
 
 {markdown(short)}
 
-No public copy was found of {", ".join(absent("nevis/short"))}.
+Not run, for no copy could be had where the records were measured: {", ".join(absent("nevis/short"))}.
 
 ### Further data sets of the full stream
 
