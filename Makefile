@@ -120,7 +120,7 @@ test: setup-test ## the fast tests, and nbval on the notebooks but those that me
 	$(NBVAL) $(filter-out $(MEASURED:%=notebooks/%.ipynb),$(CHECKED))
 
 test-slow: setup-test ## the slow tests, which run the whole system
-	$(PY) -m pytest -m "slow and not sweep" -n $(JOBS) --dist loadfile
+	$(PY) -m pytest -m "slow and not sweep" -n $(JOBS) --dist loadfile --durations=12
 	$(NBVAL) $(MEASURED:%=notebooks/%.ipynb)
 
 test-sweep: setup-test ## every network of the declared families, pruned in every way
