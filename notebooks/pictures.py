@@ -68,8 +68,10 @@ def time_against_macs(table: pd.DataFrame, message: str) -> Figure:
     for family, line in table.groupby("family", sort=False):
         axes.plot(line["share_of_macs"], line["share_of_time"], "o", color=colour_of(family))
     axes.set(xlim=(0, 1.25), ylim=(0, 1.1), xlabel="share of the dense network's MACs", ylabel="share of its time")
-    shares = zip(table["share_of_macs"], table["share_of_time"], table["family"].map(colour_of), strict=True)
-    label_ends(axes, dict(zip(table["network"], shares, strict=True)))
+    above = table["share_of_time"] > table["share_of_macs"] + 0.02
+    for rows, side in ((table[above], -1), (table[~above], 1)):  # names keep off the diagonal
+        places = zip(rows["share_of_macs"], rows["share_of_time"], rows["family"].map(colour_of), strict=True)
+        label_ends(axes, dict(zip(rows["network"], places, strict=True)), side=side)
     return figure
 
 

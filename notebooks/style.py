@@ -116,8 +116,10 @@ def short(macs: float) -> str:
     return f"{value:.{0 if value >= 9.95 else 1}f} {' kMGTP'[power]}".strip()
 
 
-def label_ends(axes: Axes, ends: dict[str, tuple[float, float, str]], gap: float = TYPE + 1.5) -> None:
+def label_ends(axes: Axes, ends: dict[str, tuple[float, float, str]], gap: float = TYPE + 1.5, side: int = 1) -> None:
     """Name lines at their ends (x, y, colour), in data coordinates, moved apart vertically to `gap` points.
+
+    Names stand to the right, or with a `side` of -1 to the left.
 
     The last artists to be drawn: where the names lie depends on the axes' limits.
     """
@@ -126,10 +128,8 @@ def label_ends(axes: Axes, ends: dict[str, tuple[float, float, str]], gap: float
     heights = {name: axes.transData.transform((x, y))[1] * scale for name, (x, y, _) in ends.items()}
     for name, height in spread(heights, gap).items():
         x, y, colour = ends[name]
-        offset = (5, height - heights[name])
-        axes.annotate(
-            name, (x, y), offset, textcoords="offset points", color=colour, va="center", annotation_clip=False
-        )
+        look = {"color": colour, "va": "center", "ha": "left" if side > 0 else "right", "annotation_clip": False}
+        axes.annotate(name, (x, y), (5 * side, height - heights[name]), textcoords="offset points", **look)
 
 
 def spread(heights: dict[str, float], gap: float) -> dict[str, float]:

@@ -48,6 +48,7 @@ TIMES = FIGURES / "paper" / "06_macs_and_measured_time.csv"
 # The streams, and the profiles that their committed records are of.
 STREAMS = {"pocket": "paper", "Nevis'22": "nevis", "further events": "further"}
 ALL_SETS = "all data sets"  # of Nevis'22 that the records are of
+TABLES = "probed", "trained"  # of claims that have a row
 EVERY = (*COMPARED, "criteria", "others")  # group of arms that there are records of
 
 
@@ -99,6 +100,7 @@ def generated_files(found: list[tuple[Claim, Estimate | Lead]]) -> dict[str, str
         "differs.tex": _differs(),
         "front.tex": _front(compared),
         "leads.tex": _leads(rivals),
+        **{f"{table}.tex": _in_rows(found, table) for table in TABLES},
         "answer.md": _answer(sentences),
         PINNED: "".join(
             f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {name}\n" for name, file in _sources().items()
@@ -279,6 +281,23 @@ def _leads(rivals: pd.DataFrame) -> str:
         rows.append((row.stream, row.budget, row.rival, *reached, points, f"{row.relative:+.1f} %"))
     columns = ["stream", "budget", "against", "pruned", "other", "points", "relative"]
     return _tabular(pd.DataFrame(rows, columns=columns), words=3)
+
+
+def _in_rows(found: list[tuple[Claim, Estimate | Lead]], table: str) -> str:
+    """A table of the claims that have a row in it: by what is removed, stream and rival, as they come, then budget."""
+    rows = []
+    for claim, now in found:
+        if table in claim.row[:1]:
+            points = f"{now.value:+.1f} [{now.low:+.1f}, {now.high:+.1f}]"
+            reached = f"{now.reached:.1f}", f"{now.over:.1f}", points, f"{now.relative:+.0f} %"
+            rows.append((claim.row[1], claim.stream.split()[0], claim.row[2], claim.arguments["budget"], *reached))
+    columns = ["removed", "stream", "over", "budget", "reaches", "other", "points", "gain"]
+    shown, about = pd.DataFrame(rows, columns=columns), columns[:3]
+    shown = shown.sort_values(
+        columns[:4], key=lambda column: column if column.name == "budget" else column.factorize()[0]
+    )
+    shown[about] = shown[about].mask((shown[about] == shown[about].shift()).cummin(axis=1), "")
+    return _tabular(shown, words=3)
 
 
 def _answer(sentences: dict[str, str]) -> str:

@@ -6,7 +6,7 @@ interval over tasks; a claim is reproduced where its `holds` is true of a new es
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -58,7 +58,7 @@ class Claim:
     """`says` is a sentence with places for what is found; `holds` a condition on value, low and high.
 
     `stream` names the records that it is about: pocket's, which every profile measures, or another of
-    `paper.build.STREAMS`.
+    `paper.build.STREAMS`. `row` is a table of the paper that shows a lead, what is removed, and the rival.
     """
 
     id: str
@@ -67,6 +67,7 @@ class Claim:
     arguments: dict
     holds: str
     stream: str = "pocket"
+    row: Sequence[str] = ()
 
     def sentence(self, found: Estimate | Lead) -> str:
         """What the claim says of an estimate."""
@@ -140,12 +141,17 @@ def _arms(records: pd.DataFrame, names: list[str]) -> list[str]:
 
 
 @estimator(of_records=True)
-def lead(records: pd.DataFrame, ours: list[str], theirs: list[str], budget: int) -> Lead:
-    """What the best of the arms or families `ours` leads the best of `theirs` by, each chosen on the other tasks."""
+def lead(records: pd.DataFrame, ours: list[str], theirs: list[str], budget: int, tasks_of: str | None = None) -> Lead:
+    """What the best of the arms or families `ours` leads the best of `theirs` by, each chosen on the other tasks.
+
+    Where `tasks_of` names an arm, on the tasks that it was run on.
+    """
     sides = [_arms(records, side) for side in (ours, theirs)]
-    records = carried_on(records)
-    asked = (records["budget"] == budget) & records["arm"].isin([*sides[0], *sides[1]])
-    row = summarised(leads(records[asked], *sides)).iloc[0]
+    asked = records["arm"].isin([*sides[0], *sides[1]])
+    if tasks_of is not None:
+        asked &= records["task"].isin(records.loc[records["arm"] == tasks_of, "task"])
+    carried = carried_on(records[asked])
+    row = summarised(leads(carried[carried["budget"] == budget], *sides)).iloc[0]
     reached = row[["low", "high", "accuracy", "over", "relative", "relative_low", "relative_high"]]
     return Lead(row["points"], *reached, int(row["tasks"]), row["p"])
 

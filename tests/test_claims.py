@@ -40,6 +40,14 @@ def test_a_lead_is_the_mean_of_the_paired_differences_with_its_t_interval():
     assert one.sentence(Estimate(5, 2.5, 7.5)) == "+5 [+2, +8]"
 
 
+def test_a_lead_may_be_of_the_tasks_that_an_arm_was_run_on():
+    records = {"pocket": pd.concat([POCKET["pocket"], records_of({("half_end", 1024): [0.5]}, task="task1")])}
+    found = evaluate(claim("lead", ours=["half"], theirs=["dense"], budget=64, tasks_of="half_end"), records)
+    assert (found.value, found.reached, found.tasks) == pytest.approx((20, 60, 1))
+    with pytest.raises(NotMeasured):
+        evaluate(claim("lead", ours=["half"], theirs=["dense"], budget=64, tasks_of="half_end"), POCKET)
+
+
 def test_families_are_named_like_arms(monkeypatch):
     monkeypatch.setattr(claims, "_compared", lambda: {"dense", "half"})
     one = claim("lead", ours=["pruned, fine-tuned"], theirs=["dense, fine-tuned"], budget=256)
@@ -88,7 +96,7 @@ def test_claims_are_told_apart_and_name_estimators_and_arms_that_exist():
     for one in found:
         profile = {**paper.STREAMS, paper.ALL_SETS: "further"}[one.stream]
         known = {*arms_of(profile), *FAMILIES}
-        for key in ("arm", "over", "ours", "theirs"):
+        for key in ("arm", "over", "ours", "theirs", "tasks_of"):
             named = one.arguments.get(key, [])
             assert known.issuperset([named] if isinstance(named, str) else named)
         lead = Lead(0.1, 0.0, 0.2, 50, 40, 25, 20, 30, 3, 0.05)
@@ -141,8 +149,10 @@ def test_the_paper_uses_what_is_generated_and_every_claim_once_at_least():
         used = set(re.findall(rf"\\{kind}\{{([^}}]+)\}}", text))
         defined = set(re.findall(rf"csname {kind}@([^\\]+)\\endcsname\{{", (paper.GENERATED / file).read_text()))
         assert used <= defined
-        shown = {key for key in defined if not key.startswith("answer")}  # which the README shows
-        assert used == shown or kind == "val"
+        elsewhere = {one.id for one in load_claims() if one.id.startswith("answer") or one.row}
+        assert used | elsewhere == defined or kind == "val"
+    assert {one.row[0] for one in load_claims() if one.row} == set(paper.TABLES)
+    assert all(rf"\input{{generated/{table}}}" in text for table in paper.TABLES)
     drawn = set(re.findall(r"\\(?:narrow|wide)\{(\w+)\}", text))
     assert drawn and all((paper.FIGURES / "paper" / f"{name}.pdf").exists() for name in drawn)
 
