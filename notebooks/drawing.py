@@ -329,26 +329,6 @@ def task_sizes(table: pd.DataFrame, message: str) -> Figure:
 
 
 @in_style
-def pruned_over_dense(table: pd.DataFrame, message: str) -> Figure:
-    """Accuracy of the dense and of the pruned network, all layers trained, against the budget, and the lead beside it.
-
-    `table` is that of `tables.pruned_over_dense`; the intervals are over tasks.
-    """
-    figure, grid = panels(2, 2.9, message)
-    for column, family in (("accuracy", "pruned"), ("over", "dense")):
-        grid[0].plot(table["budget"], table[column], marker="o", color=colour_of(family), label=family)
-    grid[0].legend(loc="upper left")
-    grid[0].set_ylabel(ACCURACY)
-    reach = table["points"] - table["low"], table["high"] - table["points"]
-    grid[1].errorbar(table["budget"], table["points"], reach, fmt="o-", color=colour_of("pruned"), elinewidth=1)
-    grid[1].axhline(0, color="black", linewidth=0.8)
-    grid[1].set_ylabel(f"{POINTS} over dense")
-    for axes in grid:
-        budget_axis(axes, table["budget"])
-    return figure
-
-
-@in_style
 def rates(table: pd.DataFrame, rule: pd.DataFrame, message: str) -> Figure:
     """Dev error over the rates of body and head: a panel per share removed and budget, the rule's choice marked.
 

@@ -32,7 +32,7 @@ from measured import mixed_images
 BACKBONES = ["efficientnet_lite0", "resnet26_64", "resnet18half_64"]  # they have a rule for the rates
 RATES = 1e-4, 1e-2  # of body and head of the others
 BUDGETS = [16, 64, 256]
-LARGEST, BATCH = 128, 16  # pixels and images, so that a picture takes a second
+LARGEST, BATCH = 128, 16  # pixels and images, so that a picture takes seconds
 CALIBRATION_IMAGES, IMAGES = 32, 64  # for criteria and repairs, and others to measure fidelity on
 
 
@@ -48,9 +48,10 @@ class Explorer:
         self.ratio = FloatSlider(
             value=0.5, min=0, max=0.9, step=0.05, description="removed", readout_format=".0%", continuous_update=False
         )
-        self.criterion = Dropdown(options=list(CRITERIA), value="activation", description="criterion")
-        self.repair = Dropdown(options=list(REPAIRS), value="mean", description="repair")
-        self.granularity = Dropdown(options=GRANULARITIES, description="granularity")
+        usual = RunSpec(backbone=BACKBONES[0], budgets=BUDGETS, ratio=0)  # the best data-free choice
+        self.criterion = Dropdown(options=list(CRITERIA), value=usual.criterion, description="criterion")
+        self.repair = Dropdown(options=list(REPAIRS), value=usual.repair, description="repair")
+        self.granularity = Dropdown(options=GRANULARITIES, value=usual.granularity, description="granularity")
         self.task = Dropdown(options=list(list_tasks("pocket")["name"]), description="task")
         self.folder = Text(
             placeholder="or a folder of your own: train/<class>/*", layout=Layout(width="28em"), continuous_update=False

@@ -285,23 +285,6 @@ def task_size_sentence(table: pd.DataFrame) -> Markdown:
     )
 
 
-def end_title(table: pd.DataFrame) -> str:
-    """What is left of the lead at the largest budget of `tables.pruned_over_dense`."""
-    last = table.loc[table["budget"].idxmax()]
-    said = {"ahead": "leads", "behind": "trails", "equal": "equals"}.get(last["verdict"], "is not sure to lead")
-    return f"With {budget_said(last['budget'])} dense images, half removed {said} dense: {interval(last)}"
-
-
-def end_sentence(table: pd.DataFrame) -> Markdown:
-    """Both at the largest budget, and where the lead was largest."""
-    last, most = table.loc[table["budget"].idxmax()], table.loc[table["points"].idxmax()]
-    return Markdown(
-        f"**On {last['tasks']} data sets, with {budget_said(last['budget'])} dense images each, half of the channels "
-        f"removed reach {last['accuracy']:.1f} %, dense {last['over']:.1f} % ({interval(last)}). The lead is largest "
-        f"with {budget_said(most['budget'])}: {interval(most)}.**"
-    )
-
-
 def passes_sentence(table: pd.DataFrame, by_compute: float, by_passes: float) -> Markdown:
     """What either explains, and what is left of the spread between networks."""
     left = table["error"].max() - table["error"].min()

@@ -20,7 +20,6 @@ from lib.evidence.records import (
     at_shared_budgets,
     learner_said,
     load_records,
-    of_families,
     of_reference,
     said,
     some,
@@ -136,23 +135,6 @@ def by_task_size(cut: pd.DataFrame, whole: pd.DataFrame) -> pd.DataFrame:
     both["images"] = both["train_images"].astype(float).fillna(np.inf)
     means = both.groupby(["label", "family", "budget", "images"], sort=False)["error_test"].mean()
     return (100 * (1 - means)).rename("accuracy").reset_index()
-
-
-def with_the_end(records: pd.DataFrame, last: pd.DataFrame) -> pd.DataFrame:
-    """The records of `last`, and those of the same networks and tasks at smaller budgets, from `records`.
-
-    The tasks of `last` are some of those of `records`, in the same order; its arms are named after the largest budget.
-    """
-    same = last.assign(arm=last["arm"].str.replace(r"_\d+k$", "", regex=True))
-    before = records[records["task"].isin(same["task"]) & records["arm"].isin(same["arm"])]
-    events = dict(zip(sorted(same["event"].unique()), sorted(before["event"].unique()), strict=True))
-    return pd.concat([before, same.assign(event=same["event"].map(events))], ignore_index=True)
-
-
-def pruned_over_dense(records: pd.DataFrame, *by: str) -> pd.DataFrame:
-    """What the pruned network leads the dense one by at each budget where all layers are trained: `summarised`."""
-    sides = (of_families(records, family) for family in (PRUNED[1], DENSE[1]))
-    return summarised(leads(records, *sides), "budget", *by)
 
 
 def mean_regrets(table: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:

@@ -289,7 +289,7 @@ def _in_rows(found: list[tuple[Claim, Estimate | Lead]], table: str) -> str:
     for claim, now in found:
         if table in claim.row[:1]:
             points = f"{now.value:+.1f} [{now.low:+.1f}, {now.high:+.1f}]"
-            reached = f"{now.reached:.1f}", f"{now.over:.1f}", points, f"{now.relative:+.0f} %"
+            reached = f"{now.reached:.1f}", f"{now.over:.1f}", points, f"{round(now.relative):+d} %"
             rows.append((claim.row[1], claim.stream.split()[0], claim.row[2], claim.arguments["budget"], *reached))
     columns = ["removed", "stream", "over", "budget", "reaches", "other", "points", "gain"]
     shown, about = pd.DataFrame(rows, columns=columns), columns[:3]

@@ -141,17 +141,12 @@ def _arms(records: pd.DataFrame, names: list[str]) -> list[str]:
 
 
 @estimator(of_records=True)
-def lead(records: pd.DataFrame, ours: list[str], theirs: list[str], budget: int, tasks_of: str | None = None) -> Lead:
-    """What the best of the arms or families `ours` leads the best of `theirs` by, each chosen on the other tasks.
-
-    Where `tasks_of` names an arm, on the tasks that it was run on.
-    """
+def lead(records: pd.DataFrame, ours: list[str], theirs: list[str], budget: int) -> Lead:
+    """What the best of the arms or families `ours` leads the best of `theirs` by, each chosen on the other tasks."""
     sides = [_arms(records, side) for side in (ours, theirs)]
-    asked = records["arm"].isin([*sides[0], *sides[1]])
-    if tasks_of is not None:
-        asked &= records["task"].isin(records.loc[records["arm"] == tasks_of, "task"])
-    carried = carried_on(records[asked])
-    row = summarised(leads(carried[carried["budget"] == budget], *sides)).iloc[0]
+    records = carried_on(records)
+    asked = (records["budget"] == budget) & records["arm"].isin([*sides[0], *sides[1]])
+    row = summarised(leads(records[asked], *sides)).iloc[0]
     reached = row[["low", "high", "accuracy", "over", "relative", "relative_low", "relative_high"]]
     return Lead(row["points"], *reached, int(row["tasks"]), row["p"])
 

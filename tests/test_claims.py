@@ -40,14 +40,6 @@ def test_a_lead_is_the_mean_of_the_paired_differences_with_its_t_interval():
     assert one.sentence(Estimate(5, 2.5, 7.5)) == "+5 [+2, +8]"
 
 
-def test_a_lead_may_be_of_the_tasks_that_an_arm_was_run_on():
-    records = {"pocket": pd.concat([POCKET["pocket"], records_of({("half_end", 1024): [0.5]}, task="task1")])}
-    found = evaluate(claim("lead", ours=["half"], theirs=["dense"], budget=64, tasks_of="half_end"), records)
-    assert (found.value, found.reached, found.tasks) == pytest.approx((20, 60, 1))
-    with pytest.raises(NotMeasured):
-        evaluate(claim("lead", ours=["half"], theirs=["dense"], budget=64, tasks_of="half_end"), POCKET)
-
-
 def test_families_are_named_like_arms(monkeypatch):
     monkeypatch.setattr(claims, "_compared", lambda: {"dense", "half"})
     one = claim("lead", ours=["pruned, fine-tuned"], theirs=["dense, fine-tuned"], budget=256)
@@ -96,7 +88,7 @@ def test_claims_are_told_apart_and_name_estimators_and_arms_that_exist():
     for one in found:
         profile = {**paper.STREAMS, paper.ALL_SETS: "further"}[one.stream]
         known = {*arms_of(profile), *FAMILIES}
-        for key in ("arm", "over", "ours", "theirs", "tasks_of"):
+        for key in ("arm", "over", "ours", "theirs"):
             named = one.arguments.get(key, [])
             assert known.issuperset([named] if isinstance(named, str) else named)
         lead = Lead(0.1, 0.0, 0.2, 50, 40, 25, 20, 30, 3, 0.05)

@@ -15,7 +15,7 @@ from helpers import ERRORS, records_of
 from matplotlib.figure import Figure
 from nbconvert import HTMLExporter
 from sentences import size_title
-from tables import alternatives, by_task_size, learners_compared, networks, pruned_over_dense
+from tables import alternatives, by_task_size, learners_compared, networks
 from test_scaling import ROUTE, shifting
 
 from lib.common.paths import ROOT
@@ -126,7 +126,6 @@ def all_figures(records: pd.DataFrame) -> dict[str, Figure]:
         "stream": drawing.over_the_stream({"all events": over_the_stream(records)}, "A message"),
         "networks": drawing.networks({"one": networks(records)}, "A message"),
         "sizes": drawing.task_sizes(by_task_size(records.assign(train_images=100), records), "A message"),
-        "end": drawing.pruned_over_dense(pruned_over_dense(records), "A message"),
         "run": drawing.one_run(records[records["arm"] == "dense"]),
     }
 

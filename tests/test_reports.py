@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import records_of
-from tables import by_task_size, networks, pruned_over_dense, with_the_end
+from tables import by_task_size, networks
 
 from lib.evidence.reports import front_gain, over_the_stream
 from tools.tune_rates import gain_by_rates
@@ -60,15 +60,6 @@ def test_accuracy_by_the_size_of_a_task_is_of_the_tasks_that_were_cut():
     table = by_task_size(cut, whole).set_index("images")
     assert table["accuracy"].to_dict() == pytest.approx({100: 40, np.inf: 80})
     assert set(table["label"]) == {"dense, fine-tuned"} and set(table["budget"]) == {64}
-
-
-def test_the_lead_at_the_largest_budget_stands_beside_those_on_the_same_tasks():
-    """The second task alone was run at the largest budget, where it is the first."""
-    before = records_of({("dense", 64): [0.5, 0.6], ("half", 64): [0.1, 0.4], ("other", 64): [0.0, 0.0]})
-    last = records_of({("dense_1k", 1024): [0.3], ("half_1k", 1024): [0.4]}, task="task1")
-    records = with_the_end(before, last)
-    assert set(records["arm"]) == {"dense", "half"} and set(records["event"]) == {1}
-    assert pruned_over_dense(records).set_index("budget")["points"].to_dict() == pytest.approx({64: 20, 1024: -10})
 
 
 def test_what_pruning_gains_by_the_rates():
