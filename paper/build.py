@@ -37,7 +37,7 @@ from lib.streams import list_tasks
 from lib.streams.shipped import POCKET
 from paper.claims import Claim, Lead, evaluate, load_claims
 from tools.datasets.table import absent, events
-from tools.tune_rates import gain_by_rates, losses_by_rule
+from tools.tune_rates import LARGER, gain_by_rates, losses_by_rule
 
 GENERATED = ROOT / "paper" / "generated"
 README, PAPER = ROOT / "README.md", ROOT / "paper" / "main.tex"
@@ -49,7 +49,7 @@ TIMES = FIGURES / "paper" / "06_macs_and_measured_time.csv"
 STREAMS = {"pocket": "paper", "Nevis'22": "nevis", "further events": "further"}
 ALL_SETS = "all data sets"  # of Nevis'22 that the records are of
 TABLES = "probed", "trained"  # of claims that have a row
-EVERY = (*COMPARED, "criteria", "others")  # group of arms that there are records of
+EVERY = (*COMPARED, "criteria", "others", "rates")  # group of arms that there are records of
 
 
 def committed_records(*groups: str) -> dict[str, pd.DataFrame]:
@@ -230,7 +230,19 @@ def _gains() -> dict[str, str]:
     said = {name: ", ".join(f"{points:+.1f}" for points in table.loc[row]) for name, row in rows.items()}
     budgets = ", ".join(f"{budget:,}" for budget in table.columns)
     lost = {f"lost by {rule}": f"{points:.1f}" for rule, points in losses_by_rule(errors).items()}
-    return {"low rate": f"{LOW_RATE:g}", "tuning budgets": budgets, **said, **lost}
+    return {"low rate": f"{LOW_RATE:g}", "tuning budgets": budgets, **said, **lost} | _at_larger_budgets()
+
+
+def _at_larger_budgets() -> dict[str, str]:
+    """On the tuning's dev images at a larger budget: what dense and half removed reach at each rate of the body."""
+    accuracy = 100 * (1 - pd.read_parquet(LARGER).pivot_table("error_dev", "ratio", "body_rate"))
+    said = {
+        name: ", ".join(f"{one:.1f}" for one in row)
+        for name, row in zip(("dense", "half"), accuracy.to_numpy(), strict=True)
+    }
+    return {f"larger {name}": values for name, values in said.items()} | {
+        "larger rates": ", ".join(f"{rate:g}" for rate in accuracy.columns)
+    }
 
 
 def _tasks() -> str:

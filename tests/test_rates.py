@@ -10,7 +10,7 @@ from lib.learning.learners import LEARNERS
 from lib.learning.rates import ALL, TABLE, TUNED_AS, data_set, rates
 from lib.networks.backbone import list_backbones
 from lib.streams import list_tasks
-from tools.tune_rates import TUNING, fit, losses_by_rule
+from tools.tune_rates import LARGER, PLACE, TUNING, fit, larger, losses_by_rule
 
 STORED = json.loads(TABLE.read_text())
 FITTED = [(learner, backbone) for backbone, found in STORED.items() for learner in found]
@@ -43,6 +43,14 @@ def test_rates_are_the_best_of_the_records_and_no_end_of_what_was_tried(learner,
 def test_a_task_that_was_tuned_on_has_rates_without_its_data_set(learner, backbone):
     tuned_on = {data_set(task) for task in pd.read_parquet(TUNING / f"{backbone}-{learner}.parquet")["task"]}
     assert set(STORED[backbone][learner]) - {ALL} == tuned_on
+
+
+def test_a_larger_budget_was_measured_at_all_rates_that_are_listed_and_is_in_no_fit():
+    places = list(pd.read_parquet(LARGER)[PLACE].itertuples(index=False, name=None))
+    assert sorted(places) == sorted(larger())
+    for learner, backbone in FITTED:
+        fitted = pd.read_parquet(TUNING / f"{backbone}-{learner}.parquet")["budget"]
+        assert not set(fitted) & {budget for _, _, budget, _, _ in places}
 
 
 def test_a_data_set_is_known_by_its_name_in_every_stream():

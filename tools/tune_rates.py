@@ -4,7 +4,8 @@ Trains the tuning tasks of the pocket stream at a grid of rates of body and head
 main network are trained, with half of the channels removed, at a few budgets, and looks at dev images alone. The
 records lie in paper/records/tuning, one file for each network and learner; a run that is killed goes on, and without
 a name (`make rates`) nothing is measured and the table is made anew from all files. The rates are those of the lowest
-mean error, once over all data sets and once without each of them. The compute of this is charged to no task: that is
+mean error, once over all data sets and once without each of them. Whether they hold at a larger budget is looked at
+beside it, in LARGER, and changes no rate. The compute of this is charged to no task: that is
 why no task takes part in its own rates.
 """
 
@@ -30,6 +31,7 @@ from lib.runs.spec import RunSpec
 from lib.streams import load_stream
 
 TUNING = PAPER_RECORDS / "tuning"
+LARGER = TUNING / "larger" / "efficientnet_lite0-independent.parquet"
 TASKS = ["clipart", "emoji", "materials", "letters"]
 # The main network's fine-tuning on a wide grid; the others about what is best there, and wider where that is an end.
 WIDE = [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2], [3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
@@ -52,12 +54,17 @@ def grid(backbone: str, learner: str) -> list[tuple[float, str, int, float, floa
     return list(itertools.product(shares, TASKS, BUDGETS, *rates))
 
 
-def measure(backbone: str, learner: str, file: Path) -> None:
-    """Write the dev errors (column `error_dev`) of the whole grid; those that `file` holds are not measured again."""
+def larger() -> list[tuple[float, str, int, float, float]]:
+    """What is measured of the main network's fine-tuning at a larger budget, as `grid`: smaller rates of the body."""
+    return list(itertools.product([0.0, 0.5], TASKS, [1024], [3e-4, 1e-3, 3e-3], [1e-2]))
+
+
+def measure(backbone: str, learner: str, places: list[tuple[float, str, int, float, float]], file: Path) -> None:
+    """Write the dev errors (column `error_dev`) of all places; those that `file` holds are not measured again."""
     rows = pd.read_parquet(file).to_dict("records") if file.exists() else []
     done = {tuple(row[name] for name in PLACE) for row in rows}
-    left = [place for place in grid(backbone, learner) if place not in done]
-    for (ratio, name), places in itertools.groupby(left, key=lambda place: place[:2]):
+    left = [place for place in places if place not in done]
+    for (ratio, name), alike in itertools.groupby(left, key=lambda place: place[:2]):
         spec = RunSpec(
             backbone=backbone,
             ratio=ratio,
@@ -78,7 +85,7 @@ def measure(backbone: str, learner: str, file: Path) -> None:
         start = starts(spec, load_backbone(backbone), stream)(0).network
         task = stream.tasks[0]
         unit, data = spec.unit_macs(task.num_classes), spec.data_of(task)
-        for place in places:
+        for place in alike:
             _, _, budget, body, head = place
             job = Job(
                 event=TASKS.index(name),
@@ -175,7 +182,9 @@ def main(backbone: str = "", learner: str = "independent") -> None:
     if backbone:
         choose("backbone", backbone, list_backbones())
         choose("learner", learner, [name for name, one in LEARNERS.items() if one.fine_tunes and not one.remembers])
-        measure(backbone, learner, TUNING / f"{backbone}-{learner}.parquet")
+        measure(backbone, learner, grid(backbone, learner), TUNING / f"{backbone}-{learner}.parquet")
+        if LARGER.stem == f"{backbone}-{learner}":
+            measure(backbone, learner, larger(), LARGER)
     table: dict[str, dict] = {}
     for file in sorted(TUNING.glob("*.parquet")):
         network, learnt = file.stem.split("-")
