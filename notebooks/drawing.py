@@ -287,10 +287,8 @@ def networks(tables: dict[str, pd.DataFrame], message: str) -> Figure:
     figure, grid = panels(len(tables), 3.3, message, sharey=True)
     for axes, (name, table) in zip(grid, tables.items(), strict=True):
         for origin, mark in _MARKERS.items():
-            rows, colour = (
-                table[table["origin"] == origin],
-                colour_of(origin if origin in ("dense", *ELSE) else "pruned"),
-            )
+            rows = table[table["origin"] == origin]
+            colour = colour_of(origin if origin in ("dense", *ELSE) else "pruned")
             axes.plot(rows["forward_macs"], 100 - rows["error"], mark, color=colour, label=origin)
         line = table[table["on_front"]].sort_values("forward_macs")
         axes.step(line["forward_macs"], 100 - line["error"], where="post", color="0.5", linewidth=0.9, zorder=0)

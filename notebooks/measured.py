@@ -98,9 +98,12 @@ def time_table(
     dense, size = load_backbone(backbone), best_image_size(backbone)
     how = {"criterion": "activation_images", "scope": "global", "repair": "none", "granularity": granularity}
 
+    @cache
+    def seen(pixels: int) -> Tensor:
+        return normalised(calibration_images(512, pixels).permute(0, 3, 1, 2), dense)
+
     def pruned(ratio: float, pixels: int) -> Backbone:
-        seen = normalised(calibration_images(512, pixels).permute(0, 3, 1, 2), dense)
-        return plan_pruning(dense, ratio, **how, image_size=pixels, images=seen).apply(dense)
+        return plan_pruning(dense, ratio, **how, image_size=pixels, images=seen(pixels)).apply(dense)
 
     networks = [("dense", "dense", dense, size)]
     networks += [(f"{ratio:.0%} removed", "pruned", pruned(ratio, size), size) for ratio in ratios]

@@ -289,11 +289,15 @@ def _leads(rivals: pd.DataFrame) -> str:
     """A table of what the best pruned network leads others by, in points with intervals, and relative."""
     rows = []
     for row in rivals.itertuples():
-        points = f"{row.points:+.1f} [{row.low:+.1f}, {row.high:+.1f}]"
+        points = _with_interval(row.points, row.low, row.high)
         reached = f"{row.accuracy:.1f}", f"{row.over:.1f}"
         rows.append((row.stream, row.budget, row.rival, *reached, points, f"{row.relative:+.1f} %"))
     columns = ["stream", "budget", "against", "pruned", "other", "points", "relative"]
     return _tabular(pd.DataFrame(rows, columns=columns), words=3)
+
+
+def _with_interval(points: float, low: float, high: float) -> str:
+    return f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _in_rows(found: list[tuple[Claim, Estimate | Lead]], table: str) -> str:
@@ -301,7 +305,7 @@ def _in_rows(found: list[tuple[Claim, Estimate | Lead]], table: str) -> str:
     rows = []
     for claim, now in found:
         if table in claim.row[:1]:
-            points = f"{now.value:+.1f} [{now.low:+.1f}, {now.high:+.1f}]"
+            points = _with_interval(now.value, now.low, now.high)
             reached = f"{now.reached:.1f}", f"{now.over:.1f}", points, f"{round(now.relative):+d} %"
             rows.append((claim.row[1], claim.stream.split()[0], claim.row[2], claim.arguments["budget"], *reached))
     columns = ["removed", "stream", "over", "budget", "reaches", "other", "points", "gain"]
